@@ -1,0 +1,53 @@
+// The vocabulary every layer shares: element types, LSE bases, memory kinds.
+#ifndef WAVEKV_STORAGE_TYPES_H_
+#define WAVEKV_STORAGE_TYPES_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace wavekv {
+
+// Element types of keys, values, queries and outputs. Arithmetic is fp32 whatever the type.
+enum class DType : uint8_t { kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+// Bytes of one element; 0 for a value that is not an enumerator.
+constexpr int64_t DTypeBytes(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 4;
+    case DType::kFloat16:
+    case DType::kBFloat16:
+      return 2;
+  }
+  return 0;
+}
+
+// "fp32", "fp16", "bf16", or "unknown".
+constexpr const char* DTypeName(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return "fp32";
+    case DType::kFloat16:
+      return "fp16";
+    case DType::kBFloat16:
+      return "bf16";
+  }
+  return "unknown";
+}
+
+// Where a tensor's bytes lie. Only host memory is accepted until a device backend is built in.
+enum class Memory : uint8_t { kHost = 1, kPinnedHost = 2, kDevice = 3 };
+
+// Base of the logarithm in a log-sum-exp. FlashAttention, vLLM and SGLang use e; FlashInfer uses 2.
+enum class LseBase : uint8_t { kE = 1, k2 = 2 };
+
+// Which machine computes.
+enum class Device : uint8_t { kCpu = 1, kCuda = 2 };
+
+// head_dim is a multiple of kHeadDimStep and at most kHeadDimMax.
+inline constexpr int kHeadDimStep = 8;
+inline constexpr int kHeadDimMax = 256;
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_STORAGE_TYPES_H_

@@ -3,23 +3,24 @@
 // One contiguous extent, sections in this order, each starting at a multiple of 64 bytes:
 //
 //   header        ClusterIndexHeader
-//   offsets       uint32 [num_clusters + 1]          first token of each cluster, in cluster order (CSR)
-//   log_sizes     fp32   [num_clusters]              ln(tokens in the cluster)
-//   key_spreads   fp32   [num_clusters]              mean of |k - centroid|^2
-//   key_radii     fp32   [num_clusters]              max of |k - centroid|
-//   value_spreads fp32   [num_clusters]              mean of |v - value mean|^2
-//   mean_value    fp32   [head_dim_v]                mean of the segment's values
-//   centroids     statistics dtype [num_clusters, head_dim_k]   true mean of the cluster's keys
-//   value_means   statistics dtype [num_clusters, head_dim_v]   true mean of the cluster's values
-//   positions     uint16 [num_tokens]                original position minus the segment's first
-//   rows          per cluster: its K rows, then its V rows, in the model's kv dtype
+//   offsets       uint32 [num_clusters + 1]          first token of each cluster, in cluster order
+//   (CSR) log_sizes     fp32   [num_clusters]              ln(tokens in the cluster) key_spreads
+//   fp32   [num_clusters]              mean of |k - centroid|^2 key_radii     fp32   [num_clusters]
+//   max of |k - centroid| value_spreads fp32   [num_clusters]              mean of |v - value
+//   mean|^2 mean_value    fp32   [head_dim_v]                mean of the segment's values centroids
+//   statistics dtype [num_clusters, head_dim_k]   true mean of the cluster's keys value_means
+//   statistics dtype [num_clusters, head_dim_v]   true mean of the cluster's values positions
+//   uint16 [num_tokens]                original position minus the segment's first rows per
+//   cluster: its K rows, then its V rows, in the model's kv dtype
 //
-// So a cluster is one byte range (one transfer), and everything a query reads to decide precedes the rows.
+// So a cluster is one byte range (one transfer), and everything a query reads to decide precedes
+// the rows.
 #ifndef WAVEKV_STORAGE_CLUSTER_INDEX_H_
 #define WAVEKV_STORAGE_CLUSTER_INDEX_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "storage/kv_range.h"
 #include "wavekv/types.h"
@@ -97,8 +98,8 @@ int64_t ClusterIndexBytes(const KvShape& shape, DType statistics_dtype, int64_t 
 int64_t ClusterIndexOverheadBytes(const KvShape& shape, DType statistics_dtype,
                                   int64_t num_clusters, int64_t num_tokens);
 
-// Writes the header into `extent` (64-byte aligned, ClusterIndexBytes() long) and returns pointers to
-// its sections, whose contents the caller fills in.
+// Writes the header into `extent` (64-byte aligned, ClusterIndexBytes() long) and returns pointers
+// to its sections, whose contents the caller fills in.
 MutableClusterIndex FormatClusterIndex(std::byte* extent, const KvShape& shape,
                                        DType statistics_dtype, int64_t position_begin,
                                        int64_t num_clusters, int64_t num_tokens);

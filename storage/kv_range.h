@@ -9,8 +9,9 @@
 
 namespace wavekv {
 
-// Shapes: keys [num_tokens, head_dim_k], values [num_tokens, head_dim_v], dense, of the model's kv_dtype.
-// Positions: token i stands at position_begin + (positions == nullptr ? i : positions[i]).
+// Shapes: keys [num_tokens, head_dim_k], values [num_tokens, head_dim_v], dense, of the model's
+// kv_dtype. Positions: token i stands at position_begin + (positions == nullptr ? i :
+// positions[i]).
 struct KvRange {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;

@@ -8,9 +8,9 @@
 
 namespace wavekv {
 
-// A [num_rows, num_heads, head_dim] view with free row and head strides and feature stride 1, so that
-// slices of a fused QKV projection, NHD and HND layouts all fit. Rows are packed tokens of a ragged
-// batch. Strides count elements. Alignment to 16 bytes is the fast path, not a requirement.
+// A [num_rows, num_heads, head_dim] view with free row and head strides and feature stride 1, so
+// that slices of a fused QKV projection, NHD and HND layouts all fit. Rows are packed tokens of a
+// ragged batch. Strides count elements. Alignment to 16 bytes is the fast path, not a requirement.
 template <typename Void>
 struct BasicTensorView {
   Void* data = nullptr;
@@ -25,7 +25,7 @@ struct BasicTensorView {
   // Row-major and dense: element (r, h, d) is data[(r * num_heads + h) * head_dim + d].
   static BasicTensorView Dense(Void* data, DType dtype, int64_t num_rows, int64_t num_heads,
                                int64_t head_dim) {
-    return {data,     dtype, num_rows, num_heads, head_dim, num_heads * head_dim,
+    return {data,     dtype,        num_rows, num_heads, head_dim, num_heads * head_dim,
             head_dim, Memory::kHost};
   }
 };

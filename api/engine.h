@@ -1,0 +1,208 @@
+// wavekv's front door: an engine stores the KV cache of one model for many tenants and answers
+// attention from it.
+//
+//   auto engine = wavekv::Engine::Open(options);
+//   auto tenant = (*engine)->OpenTenant("alice");
+//   auto sequence = tenant->CreateSequence();
+//   per step:   plan = engine.MakePlan(batch, attend_options)
+//   per layer:  engine.Append(batch, layer, k, v), then engine.Attend(plan, layer, q, out, lse)
+//
+// Shapes. A ragged batch packs the rows of several sequences: sequence i owns rows [cu_seqlens[i],
+// cu_seqlens[i + 1]). Rows are the newest tokens of their sequence. Keys come after RoPE; positions
+// are the order of appending. Query head h reads kv head h / gqa_group_size. Nothing of the
+// caller's tensors is kept.
+//
+// Threads. Engine and Tenant are thread-safe. A sequence has one writer at a time (Append,
+// Truncate, Remove, BuildSegments) and any number of readers (Attend, Retrieve, Fork); a second
+// writer gets ABORTED. Readers see the state of a layer at the moment their call began.
+//
+// Errors. Every mistake of a caller is a Status whose message names the field, what was expected
+// and what came; nothing has changed then. Unknown, removed and foreign handles all get NOT_FOUND.
+//   INVALID_ARGUMENT    shape, stride, dtype, range, null pointer, NaN or infinity
+//   NOT_FOUND           unknown, stale or foreign handle
+//   ALREADY_EXISTS      a tenant of that id is open
+//   OUT_OF_RANGE        fork or truncate beyond the sequence's length
+//   RESOURCE_EXHAUSTED  arena or quota; the message has requested, available and quota bytes
+//   FAILED_PRECONDITION layers of a sequence differ in length where they must not
+//   ABORTED             a second writer; retry
+//   DEADLINE_EXCEEDED   a bounded wait ended
+//   UNIMPLEMENTED       a device or stream this build does not have
+#ifndef WAVEKV_API_ENGINE_H_
+#define WAVEKV_API_ENGINE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "wavekv/options.h"
+#include "wavekv/stats.h"
+#include "wavekv/tensor_view.h"
+
+namespace wavekv {
+
+// The caller's stream on a device; nullptr on the CPU, where every call has completed when it
+// returns.
+using Stream = void*;
+
+// A cheap handle to one request's token stream. A default-constructed or removed sequence is not
+// valid. The data lives until Tenant::Remove or Engine::CloseTenant, not as long as the handle.
+class Sequence {
+ public:
+  Sequence() = default;
+
+  // Unique within the engine, never reused; 0 for a default-constructed handle.
+  uint64_t id() const;
+  bool valid() const;
+  // Tokens appended to every layer (the shortest layer counts); 0 when not valid.
+  int64_t length() const;
+
+ private:
+  friend class Engine;
+  friend class Tenant;
+  struct State;
+  explicit Sequence(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  std::shared_ptr<State> state_;
+};
+
+// The rows of a step: cu_seqlens has sequences.size() + 1 entries, starts at 0 and does not
+// decrease.
+struct RaggedBatch {
+  absl::Span<const Sequence> sequences;
+  absl::Span<const int32_t> cu_seqlens;
+};
+
+// A cheap handle to a tenant; whoever holds it may use the tenant's sequences.
+class Tenant {
+ public:
+  absl::StatusOr<Sequence> CreateSequence();
+
+  // A new sequence whose first prefix_tokens tokens (all, when left out) are those of `parent`.
+  // Sealed segments and full growing rows are shared, not copied. The parent's layers must be
+  // equally long up to there, else FAILED_PRECONDITION.
+  absl::StatusOr<Sequence> Fork(const Sequence& parent,
+                                std::optional<int64_t> prefix_tokens = std::nullopt);
+
+  // Drops all tokens from new_length on, in every layer: the rollback of speculative decoding.
+  // Survivors of a sealed segment become exact again until they are sealed anew.
+  absl::Status Truncate(const Sequence& sequence, int64_t new_length);
+
+  // Frees the sequence's bytes, zeroed before any reuse, once no running call and no fork reads
+  // them.
+  absl::Status Remove(const Sequence& sequence);
+
+  // A quota below what is in use stops growth; it removes nothing by itself.
+  absl::Status SetQuota(const TenantQuota& quota);
+  absl::StatusOr<TenantStats> stats() const;
+
+ private:
+  friend class Engine;
+  struct State;
+  explicit Tenant(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  std::shared_ptr<State> state_;
+};
+
+// What a step does, decided once and used for each of its layers: validated handles, budgets and a
+// workspace that grows to the largest layer seen and is then reused.
+//
+// Threads: one Attend or Retrieve at a time per plan, else ABORTED.
+class Plan {
+ public:
+  Plan() = default;
+  int64_t num_rows() const;
+
+ private:
+  friend class Engine;
+  struct State;
+  explicit Plan(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  std::shared_ptr<State> state_;
+};
+
+// One cluster of a ranking.
+struct RankedCluster {
+  int64_t segment_begin = 0;  // position of the segment's first token
+  int64_t cluster = 0;        // within the segment
+  int64_t num_tokens = 0;
+  float probability = 0.0f;  // summed over the GQA group's heads, among sealed clusters
+};
+
+// What one (row, kv head) would read exactly.
+struct RetrievedTokens {
+  std::vector<RankedCluster> clusters;  // best first
+  std::vector<int64_t> positions;       // of their tokens, cluster by cluster
+};
+
+class Engine {
+ public:
+  // Reserves the arena and starts the threads. INVALID_ARGUMENT as ValidateEngineOptions;
+  // RESOURCE_EXHAUSTED when the arena cannot be had; UNIMPLEMENTED or UNAVAILABLE for a device that
+  // this build or machine lacks.
+  static absl::StatusOr<std::unique_ptr<Engine>> Open(const EngineOptions& options);
+
+  // Waits for running builds. Handles may outlive the engine and answer NOT_FOUND then.
+  ~Engine();
+
+  const EngineOptions& options() const;
+
+  // id: 1..128 bytes, opaque. ALREADY_EXISTS when it is open.
+  absl::StatusOr<Tenant> OpenTenant(absl::string_view id);
+  absl::StatusOr<Tenant> OpenTenant(absl::string_view id, const TenantQuota& quota);
+
+  // Removes the tenant's sequences; its handles become stale.
+  absl::Status CloseTenant(const Tenant& tenant);
+
+  // Stores the batch's rows as the newest tokens of `layer`: a prompt chunk of any length or decode
+  // rows. keys [total_rows, num_kv_heads, head_dim_k], values [total_rows, num_kv_heads,
+  // head_dim_v], any DType. All or nothing over the whole batch. No build is waited for.
+  absl::Status Append(const RaggedBatch& batch, int layer, const TensorView& keys,
+                      const TensorView& values, Stream stream = nullptr);
+
+  // Seals now, in the background, what lies behind the window in multiples of update_tokens: what
+  // Append does by itself when the first decode row follows a prompt.
+  absl::Status BuildSegments(const Sequence& sequence);
+
+  // Waits until no segment of the sequence is pending. RESOURCE_EXHAUSTED when one could not be
+  // sealed for want of memory (its tokens stay exact); DEADLINE_EXCEEDED after `timeout`.
+  absl::Status WaitForBuilds(const Sequence& sequence,
+                             absl::Duration timeout = absl::InfiniteDuration());
+
+  // Fixes sequences, row counts and options for the layers of one step.
+  absl::StatusOr<Plan> MakePlan(const RaggedBatch& batch, const AttendOptions& options = {});
+
+  // queries [num_rows, num_q_heads, head_dim_k], not scaled, any DType; output [num_rows,
+  // num_q_heads, head_dim_v], any DType; lse [num_rows, num_q_heads] or none. Rows count from the
+  // end of the sequence as it is in this layer now: append first. A sequence without tokens gives
+  // output 0 and lse -infinity.
+  absl::StatusOr<AttendStats> Attend(const Plan& plan, int layer, const TensorView& queries,
+                                     const MutableTensorView& output, const LseView& lse = {},
+                                     Stream stream = nullptr);
+
+  // The retrieval zones of Attend, without reading a key: element row * num_kv_heads + kv_head.
+  absl::StatusOr<std::vector<RetrievedTokens>> Retrieve(const Plan& plan, int layer,
+                                                        const TensorView& queries,
+                                                        Stream stream = nullptr);
+
+  EngineStats stats() const;
+
+  // The statistics in Prometheus text format, names wavekv_*. Tenants appear as opaque labels.
+  std::string PrometheusText() const;
+
+ private:
+  struct Impl;
+  explicit Engine(std::shared_ptr<Impl> impl);
+
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_ENGINE_H_

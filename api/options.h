@@ -1,0 +1,107 @@
+// What an engine is opened with, and what one step asks for.
+#ifndef WAVEKV_API_OPTIONS_H_
+#define WAVEKV_API_OPTIONS_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "wavekv/executor.h"
+#include "wavekv/model_spec.h"
+#include "wavekv/types.h"
+
+namespace wavekv {
+
+// How segments are cut and clustered. Defaults are RetroInfer's (arXiv 2505.02922) unless said.
+struct IndexOptions {
+  int64_t segment_tokens = 8192;  // cut while a prompt is appended; a multiple of 64, at most 65536
+  int64_t update_tokens = 1024;   // cut while tokens are generated; divides segment_tokens
+  int tokens_per_cluster = 16;    // average
+  int cluster_tokens_max = 64;    // larger clusters are split (the paper has no cap)
+  int kmeans_iterations = 4;   // passes after Faiss's seeding; docs/wave_index.md says why not 10
+  int64_t sink_tokens = 4;     // first tokens of a sequence, always attended exactly
+  int64_t window_tokens = 64;  // last tokens of a sequence, never sealed
+  DType statistics_dtype = DType::kFloat32;  // of stored centroids and value means
+  uint64_t seed = 1;
+};
+
+// What a tenant may use. A full quota is answered as on_limit says, never otherwise.
+struct TenantQuota {
+  enum class OnLimit : uint8_t {
+    kReject = 1,  // the call fails with RESOURCE_EXHAUSTED
+    kEvictOwn =
+        2,  // the tenant's least recently used sequences, not those of the call, are removed first
+  };
+
+  int64_t host_bytes = 0;     // ceiling of the tenant's share of the arena; 0 means the whole arena
+  int64_t max_sequences = 0;  // 0 means no ceiling
+  OnLimit on_limit = OnLimit::kReject;
+};
+
+struct EngineOptions {
+  ModelSpec model;
+  IndexOptions index;
+  int64_t arena_bytes = 0;  // all KV bytes and indexes live here; reserved at Open, never exceeded
+  int worker_threads = 0;   // of Append and Attend; 0 means one per processor
+  int build_threads = 1;    // that seal segments in the background; at least 1
+  std::shared_ptr<Executor> executor;  // the caller's own threads in place of worker_threads
+  TenantQuota default_quota;           // of tenants that are opened without one
+  Device device = Device::kCpu;
+};
+
+// INVALID_ARGUMENT naming the first field that is out of range, with expected and got.
+absl::Status ValidateEngineOptions(const EngineOptions& options);
+
+// From protobuf text (proto/engine_config.proto). Fields left out keep the defaults above. Errors
+// name line and column: INVALID_ARGUMENT for text that does not parse or validate, NOT_FOUND for a
+// missing file.
+absl::StatusOr<EngineOptions> ParseEngineOptions(absl::string_view text);
+absl::StatusOr<EngineOptions> LoadEngineOptions(const std::string& path);
+
+// A part of the sealed tokens of a sequence.
+class Budget {
+ public:
+  // A share in [0, 1]; 1 means all of them.
+  static constexpr Budget Ratio(double ratio) { return Budget(ratio, -1); }
+  // A number of tokens, >= 0; all of them when there are fewer.
+  static constexpr Budget Tokens(int64_t tokens) { return Budget(0.0, tokens); }
+  static constexpr Budget All() { return Ratio(1.0); }
+
+  constexpr bool is_ratio() const { return tokens_ < 0; }
+  constexpr double ratio() const { return ratio_; }
+  constexpr int64_t tokens() const { return tokens_; }
+
+  // Tokens out of num_tokens; a positive ratio asks for at least one.
+  int64_t Resolve(int64_t num_tokens) const;
+
+ private:
+  constexpr Budget(double ratio, int64_t tokens) : ratio_(ratio), tokens_(tokens) {}
+
+  double ratio_;
+  int64_t tokens_;
+};
+
+struct AttendOptions {
+  // Sealed tokens that are attended exactly, in whole clusters, best first. Budget::All() is exact
+  // attention.
+  Budget retrieval = Budget::Ratio(0.018);
+  // Of the sealed tokens, how many are answered by the value mean of their own cluster. The rest is
+  // answered by its segment's value mean. Every cluster counts with its own estimated mass either
+  // way.
+  Budget estimation = Budget::Ratio(0.232);
+  LseBase lse_base = LseBase::kE;
+  // Row r of the n rows of a sequence sees all but its last n - 1 - r tokens; false: all tokens.
+  bool causal = true;
+
+  static AttendOptions Exact() {
+    AttendOptions options;
+    options.retrieval = Budget::All();
+    return options;
+  }
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_OPTIONS_H_

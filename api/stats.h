@@ -1,0 +1,67 @@
+// What a step read, and what an engine holds.
+#ifndef WAVEKV_API_STATS_H_
+#define WAVEKV_API_STATS_H_
+
+#include <cstdint>
+
+namespace wavekv {
+
+// One Attend call. Tokens and bytes are summed over rows and kv heads; a kv head's bytes count once
+// for its whole GQA group, as they are read once.
+struct AttendStats {
+  int64_t rows = 0;              // query rows answered
+  int64_t tokens_visible = 0;    // what exact attention would read
+  int64_t tokens_exact = 0;      // read exactly: steady zone and retrieval zone
+  int64_t tokens_retrieved = 0;  // of these, in the retrieval zone
+  int64_t tokens_estimated = 0;  // answered from cluster statistics
+  int64_t clusters_scored = 0;
+  int64_t clusters_retrieved = 0;
+  int64_t bytes_dense = 0;  // K and V bytes exact attention would read
+  int64_t bytes_read = 0;   // K, V and index bytes this call read
+
+  // Per query head and row, then averaged or maximised. Mass: share of the softmax that was
+  // estimated. Error: predicted |output - exact| / |exact| (docs/wave_index.md, "Error estimate");
+  // 0 when nothing was estimated. A prediction, not a bound.
+  double estimated_mass_mean = 0.0;
+  double estimated_mass_max = 0.0;
+  double error_estimate_mean = 0.0;
+  double error_estimate_max = 0.0;
+};
+
+struct TenantStats {
+  int64_t sequences = 0;
+  int64_t host_bytes_used = 0;
+  int64_t host_bytes_quota = 0;  // 0: the whole arena
+  int64_t evicted_sequences_total = 0;
+  int64_t quota_rejects_total = 0;
+};
+
+// Invariant at any moment: arena_bytes_used + arena_bytes_free = arena_bytes, and arena_bytes_used
+// is the sum of host_bytes_used over all tenants.
+struct EngineStats {
+  int64_t tenants = 0;
+  int64_t sequences = 0;
+  int64_t arena_bytes = 0;
+  int64_t arena_bytes_used = 0;
+  int64_t arena_bytes_free = 0;
+
+  int64_t segments_sealed = 0;        // live
+  int64_t segments_pending = 0;       // cut, waiting for a build thread or being built
+  int64_t segments_sealed_total = 0;  // ever
+  int64_t seal_failures_total = 0;    // for want of memory; such tokens stay exact
+  double build_seconds_total = 0.0;
+
+  int64_t appended_tokens_total = 0;  // per layer
+  int64_t attend_calls_total = 0;
+  int64_t attend_rows_total = 0;
+  int64_t tokens_visible_total = 0;
+  int64_t tokens_exact_total = 0;
+  int64_t tokens_estimated_total = 0;
+  int64_t bytes_dense_total = 0;
+  int64_t bytes_read_total = 0;
+  double attend_seconds_total = 0.0;
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_STATS_H_

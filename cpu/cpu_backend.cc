@@ -1,0 +1,67 @@
+#include "cpu/cpu_backend.h"
+
+#include <cstdint>
+
+#include "cpu/assign_clusters.h"
+#include "cpu/attend_rows.h"
+#include "cpu/convert_rows.h"
+#include "cpu/estimate_clusters.h"
+#include "cpu/merge_states.h"
+#include "cpu/score_clusters.h"
+#include "cpu/select_clusters.h"
+#include "cpu/update_centroids.h"
+
+namespace wavekv {
+namespace {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(Executor* executor) : executor_(executor) {}
+
+  absl::Status ConvertRows(absl::Span<const ConvertRowsTask> tasks) override {
+    return RunAll(tasks, cpu::ConvertRows);
+  }
+  absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) override {
+    return RunAll(tasks, cpu::ScoreClusters);
+  }
+  absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) override {
+    return RunAll(tasks, cpu::SelectClusters);
+  }
+  absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
+    return RunAll(tasks, cpu::AttendRows);
+  }
+  absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) override {
+    return RunAll(tasks, cpu::EstimateClusters);
+  }
+  absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) override {
+    return RunAll(tasks, cpu::MergeStates);
+  }
+  absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
+    return RunAll(tasks, cpu::AssignClusters);
+  }
+  absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
+    return RunAll(tasks, cpu::UpdateCentroids);
+  }
+
+ private:
+  template <typename Task>
+  absl::Status RunAll(absl::Span<const Task> tasks, void (*run)(const Task&)) {
+    if (tasks.size() == 1) {
+      run(tasks[0]);
+    } else {
+      executor_->ParallelFor(static_cast<int64_t>(tasks.size()),
+                             [&](int64_t i, int) { run(tasks[i]); });
+    }
+    return absl::OkStatus();
+  }
+
+  Executor* const executor_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeCpuBackend(Executor* executor) {
+  return std::make_unique<CpuBackend>(executor);
+}
+
+}  // namespace wavekv

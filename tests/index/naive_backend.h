@@ -1,0 +1,98 @@
+// The operations that clustering needs, written as their contracts say and nothing more: a second
+// implementation to compare with.
+#ifndef WAVEKV_TESTS_INDEX_NAIVE_BACKEND_H_
+#define WAVEKV_TESTS_INDEX_NAIVE_BACKEND_H_
+
+#include <cmath>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "compute/backend.h"
+#include "storage/float16.h"
+
+namespace wavekv {
+
+class NaiveBackend : public Backend {
+ public:
+  absl::Status ConvertRows(absl::Span<const ConvertRowsTask> tasks) override {
+    for (const ConvertRowsTask& task : tasks) {
+      bool all_finite = true;
+      for (int64_t r = 0; r < task.num_rows; ++r) {
+        for (int64_t i = 0; i < task.row_elements; ++i) {
+          const int64_t to = r * task.target_stride + i;
+          const float value =
+              LoadElement(task.source, task.source_dtype, r * task.source_stride + i);
+          StoreElement(task.target, task.target_dtype, to, value * task.scale);
+          all_finite &= std::isfinite(value) &&
+                        std::isfinite(LoadElement(task.target, task.target_dtype, to));
+        }
+      }
+      if (task.all_finite != nullptr) *task.all_finite = all_finite;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
+    for (const AssignClustersTask& task : tasks) {
+      for (int64_t i = 0; i < task.num_points; ++i) {
+        float best = 0.0f;
+        for (int64_t c = 0; c < task.num_centroids; ++c) {
+          const float score = static_cast<float>(
+              Dot(task.points + i * task.dim, task.centroids + c * task.dim, task.dim));
+          if (c == 0 || score > best) {
+            best = score;
+            task.assignment[i] = static_cast<int32_t>(c);
+          }
+        }
+        if (task.scores != nullptr) task.scores[i] = best;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
+    for (const UpdateCentroidsTask& task : tasks) {
+      for (int64_t c = 0; c < task.num_clusters; ++c) {
+        const uint32_t begin = task.offsets[c];
+        const uint32_t end = task.offsets[c + 1];
+        if (begin == end) continue;
+        std::vector<double> mean(task.dim, 0.0);
+        for (uint32_t m = begin; m < end; ++m) {
+          const float* point = task.points + static_cast<int64_t>(task.members[m]) * task.dim;
+          for (int j = 0; j < task.dim; ++j) mean[j] += point[j];
+        }
+        double divisor = end - begin;
+        if (task.normalize) {
+          double square = 0.0;
+          for (const double x : mean) square += x * x;
+          if (square > 0.0) divisor = std::sqrt(square);
+        }
+        for (int j = 0; j < task.dim; ++j) {
+          task.means[c * task.dim + j] = static_cast<float>(mean[j] / divisor);
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ScoreClusters(absl::Span<const ScoreClustersTask>) override { return Missing(); }
+  absl::Status SelectClusters(absl::Span<const SelectClustersTask>) override { return Missing(); }
+  absl::Status AttendRows(absl::Span<const AttendRowsTask>) override { return Missing(); }
+  absl::Status EstimateClusters(absl::Span<const EstimateClustersTask>) override {
+    return Missing();
+  }
+  absl::Status MergeStates(absl::Span<const MergeStatesTask>) override { return Missing(); }
+
+ private:
+  static double Dot(const float* a, const float* b, int dim) {
+    double sum = 0.0;
+    for (int j = 0; j < dim; ++j) sum += static_cast<double>(a[j]) * b[j];
+    return sum;
+  }
+
+  static absl::Status Missing() { return absl::UnimplementedError("not needed for clustering"); }
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_TESTS_INDEX_NAIVE_BACKEND_H_

@@ -205,7 +205,8 @@ TEST_P(SegmentBuilderTest, EstimatedMassNeverExceedsTrueMass) {
   testing::Random random(3);
   WAVEKV_TRACE_SEED(random);
   const Rows rows(random, shape(), 700, 2.0f);
-  const ClusterIndex index = Build(rows, GetParam().statistics_dtype).index;
+  const Built built = Build(rows, GetParam().statistics_dtype);
+  const ClusterIndex& index = built.index;
   const int dim = index.shape.head_dim_k;
   for (int trial = 0; trial < 50; ++trial) {
     const std::vector<float> query =
@@ -256,7 +257,8 @@ TEST_P(SegmentBuilderTest, BytesDoNotDependOnThreads) {
 TEST(SegmentBuilderLimitsTest, OneTokenMakesOneClusterOfNoSpread) {
   testing::Random random(5);
   const Rows rows(random, {16, 8, DType::kBFloat16}, 1);
-  const ClusterIndex index = Build(rows, DType::kFloat32).index;
+  const Built built = Build(rows, DType::kFloat32);
+  const ClusterIndex& index = built.index;
   ASSERT_EQ(index.num_clusters, 1);
   EXPECT_EQ(index.log_sizes[0], 0.0f);
   EXPECT_EQ(index.key_spreads[0], 0.0f);
@@ -265,7 +267,6 @@ TEST(SegmentBuilderLimitsTest, OneTokenMakesOneClusterOfNoSpread) {
 
 TEST(SegmentBuilderLimitsTest, TheLastPositionOfTheLargestSegmentFits) {
   constexpr int64_t kTokens = 4;
-  const std::vector<float> row(8, 1.0f);
   std::vector<std::byte> bytes(kTokens * 8 * sizeof(float));
   const uint16_t positions[] = {0, 1, 65534, 65535};
   const KvRange range = {bytes.data(), bytes.data(), kTokens, 7, positions};

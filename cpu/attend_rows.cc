@@ -1,5 +1,6 @@
 #include "cpu/attend_rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -29,6 +30,7 @@ void AttendOneQuery(const AttendRowsTask& task, int query) {
       for (int d = 0; d < dim_k; ++d) {
         logit += q[d] * LoadElement(range.keys, task.shape.dtype, t * dim_k + d);
       }
+      logit = std::clamp(logit, -1e37f, 1e37f);
       if (logit > max) {
         const float shrink = std::exp(max - logit);
         sum *= shrink;

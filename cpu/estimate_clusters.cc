@@ -18,6 +18,7 @@ float SquaredLength(const float* x, int dim) {
 }
 
 void EstimateErrors(const EstimateClustersTask& task, int h, float lse) {
+  if (task.missing_mass == nullptr && task.value_variance == nullptr) return;
   const ClusterIndex& index = *task.index;
   const float* masses = task.log_masses + h * task.log_masses_stride;
   const int dim = index.shape.head_dim_k;

@@ -17,8 +17,8 @@ void SumProbabilities(const SelectClustersTask& task) {
     if (max == -std::numeric_limits<float>::infinity()) continue;
     double sum = 0.0;
     for (int64_t i = 0; i < n; ++i) sum += std::exp(masses[i] - max);
-    const float lse = max + static_cast<float>(std::log(sum));
-    for (int64_t i = 0; i < n; ++i) task.probabilities[i] += std::exp(masses[i] - lse);
+    const float inverse = static_cast<float>(1.0 / sum);
+    for (int64_t i = 0; i < n; ++i) task.probabilities[i] += inverse * std::exp(masses[i] - max);
   }
 }
 

@@ -1,0 +1,230 @@
+#include "compute/convert_rows.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "tests/cpu/backend_fixture.h"
+
+namespace wavekv::testing {
+namespace {
+
+class ConvertRowsTest : public BackendFixture {
+ protected:
+  // Converts and returns all_finite.
+  bool Convert(ConvertRowsTask task) {
+    bool all_finite = false;
+    task.all_finite = &all_finite;
+    EXPECT_TRUE(backend().ConvertRows({&task, 1}).ok());
+    return all_finite;
+  }
+};
+
+struct Layout {
+  int64_t num_rows, row_elements, source_stride, target_stride;
+  int64_t misalignment_bytes;  // of both buffers
+};
+
+// Dense and strided, rows shorter and longer than any vector, aligned and not.
+constexpr Layout kLayouts[] = {
+    {3, 128, 128, 128, 0}, {5, 40, 43, 51, 4}, {4, 8, 8, 24, 2},       {1, 1, 1, 1, 2},
+    {7, 3, 5, 3, 0},       {2, 71, 71, 71, 6}, {9, 256, 1024, 256, 0},
+};
+
+void ExpectSameBits(const std::vector<std::byte>& actual, const std::vector<std::byte>& expected) {
+  ASSERT_EQ(actual.size(), expected.size());
+  EXPECT_EQ(std::memcmp(actual.data(), expected.data(), actual.size()), 0);
+}
+
+TEST_F(ConvertRowsTest, RoundsLikeTheScalarDefinitionAndTouchesNothingElse) {
+  Random random(11);
+  WAVEKV_TRACE_SEED(random);
+  for (DType source_dtype : kAllDTypes) {
+    for (DType target_dtype : kAllDTypes) {
+      for (const Layout& layout : kLayouts) {
+        for (float scale : {1.0f, 0.088388346f}) {
+          SCOPED_TRACE(::testing::Message()
+                       << DTypeName(source_dtype) << " to " << DTypeName(target_dtype)
+                       << ", row elements " << layout.row_elements << ", scale " << scale);
+          const int64_t source_count = layout.num_rows * layout.source_stride;
+          const int64_t target_count = layout.num_rows * layout.target_stride;
+          const int64_t shift = layout.misalignment_bytes;
+          const std::vector<std::byte> encoded =
+              Encode(random.Gaussians(source_count), source_dtype);
+          std::vector<std::byte> source(shift);
+          source.insert(source.end(), encoded.begin(), encoded.end());
+          const std::vector<std::byte> before(shift + target_count * DTypeBytes(target_dtype),
+                                              std::byte{0x5a});
+          std::vector<std::byte> expected = before;
+          for (int64_t row = 0; row < layout.num_rows; ++row) {
+            for (int64_t i = 0; i < layout.row_elements; ++i) {
+              const float value =
+                  LoadElement(encoded.data(), source_dtype, row * layout.source_stride + i);
+              StoreElement(expected.data() + shift, target_dtype, row * layout.target_stride + i,
+                           value * scale);
+            }
+          }
+          ForEachTarget([&] {
+            std::vector<std::byte> target = before;
+            EXPECT_TRUE(Convert({.source = source.data() + shift,
+                                 .source_dtype = source_dtype,
+                                 .source_stride = layout.source_stride,
+                                 .target = target.data() + shift,
+                                 .target_dtype = target_dtype,
+                                 .target_stride = layout.target_stride,
+                                 .num_rows = layout.num_rows,
+                                 .row_elements = layout.row_elements,
+                                 .scale = scale}));
+            ExpectSameBits(target, expected);
+          });
+        }
+      }
+    }
+  }
+}
+
+// Every 16-bit pattern, so subnormals, infinities and NaN payloads too.
+TEST_F(ConvertRowsTest, CopiesEveryPatternBitExactlyWithinOneType) {
+  std::vector<uint16_t> source(65536);
+  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<uint16_t>(i);
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    ForEachTarget([&] {
+      std::vector<uint16_t> target(source.size());
+      EXPECT_FALSE(Convert({.source = source.data(),
+                            .source_dtype = dtype,
+                            .source_stride = 256,
+                            .target = target.data(),
+                            .target_dtype = dtype,
+                            .target_stride = 256,
+                            .num_rows = 256,
+                            .row_elements = 256}));
+      EXPECT_EQ(target, source);
+    });
+  }
+}
+
+TEST_F(ConvertRowsTest, WidensEveryPatternExactly) {
+  std::vector<uint16_t> source(65536);
+  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<uint16_t>(i);
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    ForEachTarget([&] {
+      std::vector<float> target(source.size());
+      EXPECT_FALSE(Convert({.source = source.data(),
+                            .source_dtype = dtype,
+                            .source_stride = 256,
+                            .target = target.data(),
+                            .target_dtype = DType::kFloat32,
+                            .target_stride = 256,
+                            .num_rows = 256,
+                            .row_elements = 256}));
+      for (size_t i = 0; i < source.size(); ++i) {
+        const float expected = LoadElement(source.data(), dtype, i);
+        if (std::isnan(expected)) {
+          ASSERT_TRUE(std::isnan(target[i])) << i;
+        } else {
+          ASSERT_EQ(std::bit_cast<uint32_t>(target[i]), std::bit_cast<uint32_t>(expected)) << i;
+        }
+      }
+    });
+  }
+}
+
+TEST_F(ConvertRowsTest, NarrowsRandomPatternsLikeTheScalarDefinition) {
+  Random random(12);
+  WAVEKV_TRACE_SEED(random);
+  std::vector<float> source(1 << 16);
+  for (float& value : source) {
+    // Exponents around the range of binary16, where subnormals and overflow lie, and anything else.
+    const auto bits = static_cast<uint32_t>(random.engine()());
+    const uint32_t exponent = random.Integer(0, 3) == 0
+                                  ? bits >> 23 & 0xff
+                                  : static_cast<uint32_t>(random.Integer(100, 145));
+    value = std::bit_cast<float>((bits & 0x807fffffu) | exponent << 23);
+  }
+  for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    ForEachTarget([&] {
+      std::vector<uint16_t> target(source.size());
+      Convert({.source = source.data(),
+               .source_dtype = DType::kFloat32,
+               .source_stride = 256,
+               .target = target.data(),
+               .target_dtype = dtype,
+               .target_stride = 256,
+               .num_rows = 256,
+               .row_elements = 256});
+      for (size_t i = 0; i < source.size(); ++i) {
+        const uint16_t expected =
+            dtype == DType::kFloat16 ? Float32ToFloat16(source[i]) : Float32ToBFloat16(source[i]);
+        if (std::isnan(source[i])) {
+          ASSERT_TRUE(std::isnan(LoadElement(&target[i], dtype, 0))) << i;
+        } else {
+          ASSERT_EQ(target[i], expected) << source[i];
+        }
+      }
+    });
+  }
+}
+
+TEST_F(ConvertRowsTest, ReportsEveryNonFiniteSourceElementWhereverItStands) {
+  constexpr int64_t kElements = 77;
+  for (DType source_dtype : kAllDTypes) {
+    for (DType target_dtype : kAllDTypes) {
+      for (float bad :
+           {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+            std::numeric_limits<float>::quiet_NaN()}) {
+        ForEachTarget([&] {
+          for (int64_t at = 0; at < kElements; ++at) {
+            std::vector<float> values(kElements, 1.0f);
+            values[at] = bad;
+            const std::vector<std::byte> source = Encode(values, source_dtype);
+            std::vector<std::byte> target(kElements * 4);
+            EXPECT_FALSE(Convert({.source = source.data(),
+                                  .source_dtype = source_dtype,
+                                  .source_stride = kElements,
+                                  .target = target.data(),
+                                  .target_dtype = target_dtype,
+                                  .target_stride = kElements,
+                                  .num_rows = 1,
+                                  .row_elements = kElements}))
+                << at;
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST_F(ConvertRowsTest, ReportsNumbersThatTheTargetTypeCannotHold) {
+  const auto finite_as = [&](float value, float scale, DType dtype) {
+    float target;
+    return Convert({.source = &value,
+                    .source_dtype = DType::kFloat32,
+                    .source_stride = 1,
+                    .target = &target,
+                    .target_dtype = dtype,
+                    .target_stride = 1,
+                    .num_rows = 1,
+                    .row_elements = 1,
+                    .scale = scale});
+  };
+  ForEachTarget([&] {
+    EXPECT_TRUE(finite_as(65519.0f, 1.0f, DType::kFloat16));
+    EXPECT_FALSE(finite_as(65520.0f, 1.0f, DType::kFloat16));
+    EXPECT_TRUE(finite_as(65520.0f, 0.5f, DType::kFloat16));
+    EXPECT_TRUE(finite_as(65520.0f, 1.0f, DType::kBFloat16));
+    EXPECT_FALSE(finite_as(0x1.fffffep127f, 1.0f, DType::kBFloat16));
+    EXPECT_TRUE(finite_as(0x1.fffffep127f, 1.0f, DType::kFloat32));
+    EXPECT_FALSE(finite_as(0x1.fffffep127f, 2.0f, DType::kFloat32));
+  });
+}
+
+TEST_F(ConvertRowsTest, AcceptsNoRowsAndNobodyAskingForFiniteness) {
+  ConvertRowsTask task;
+  EXPECT_TRUE(backend().ConvertRows({&task, 1}).ok());
+  EXPECT_TRUE(Convert({}));
+}
+
+}  // namespace
+}  // namespace wavekv::testing

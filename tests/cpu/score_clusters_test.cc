@@ -1,0 +1,75 @@
+#include "compute/score_clusters.h"
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "tests/cpu/backend_fixture.h"
+#include "tests/cpu/random_index.h"
+
+namespace wavekv::testing {
+namespace {
+
+class ScoreClustersTest : public BackendFixture {
+ protected:
+  // Scores and compares with double precision.
+  void ExpectRight(Random& random, int dim, DType dtype, int64_t num_clusters, int num_queries) {
+    SCOPED_TRACE(::testing::Message() << "dim " << dim << " " << DTypeName(dtype) << " clusters "
+                                      << num_clusters << " queries " << num_queries);
+    const RandomIndex random_index(random, {dim, 8, DType::kBFloat16}, dtype, num_clusters);
+    const ClusterIndex& index = random_index.index();
+    const std::vector<float> queries = random.Gaussians(num_queries * dim, 0.3f);
+    const int64_t stride = num_clusters + 3;
+    ForEachTarget([&] {
+      std::vector<float> masses = Poison(num_queries * stride);
+      const ScoreClustersTask task = {.queries = queries.data(),
+                                      .num_queries = num_queries,
+                                      .index = &index,
+                                      .log_masses = masses.data(),
+                                      .log_masses_stride = stride};
+      ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
+      for (int64_t h = 0; h < num_queries; ++h) {
+        for (int64_t i = 0; i < num_clusters; ++i) {
+          double dot = 0.0, magnitude = 5.0;
+          for (int d = 0; d < dim; ++d) {
+            const double product =
+                static_cast<double>(queries[h * dim + d]) * random_index.centroids()[i * dim + d];
+            dot += product;
+            magnitude += std::fabs(product);
+          }
+          ASSERT_NEAR(masses[h * stride + i], dot + std::log(index.cluster_size(i)),
+                      (dim + 2) * kRounding * magnitude)
+              << h << " " << i;
+        }
+        for (int64_t i = num_clusters; i < stride; ++i) {
+          ASSERT_TRUE(std::isnan(masses[h * stride + i]));
+        }
+      }
+    });
+  }
+};
+
+TEST_F(ScoreClustersTest, LogMassIsTheInnerProductPlusTheLogOfTheSize) {
+  Random random(51);
+  WAVEKV_TRACE_SEED(random);
+  for (DType dtype : kAllDTypes) {
+    for (int dim : kHeadDims) ExpectRight(random, dim, dtype, 77, 4);
+  }
+}
+
+TEST_F(ScoreClustersTest, AnyNumberOfQueriesSharesTheCentroids) {
+  Random random(52);
+  WAVEKV_TRACE_SEED(random);
+  for (int num_queries : kQueryCounts) ExpectRight(random, 64, DType::kFloat32, 19, num_queries);
+}
+
+TEST_F(ScoreClustersTest, AnyNumberOfClusters) {
+  Random random(53);
+  WAVEKV_TRACE_SEED(random);
+  for (int64_t num_clusters : {1, 2, 3, 4, 5, 16, 63, 64, 65, 1000}) {
+    ExpectRight(random, 40, DType::kBFloat16, num_clusters, 3);
+  }
+}
+
+}  // namespace
+}  // namespace wavekv::testing

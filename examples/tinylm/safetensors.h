@@ -1,0 +1,124 @@
+// Files of named tensors in the safetensors format (github.com/huggingface/safetensors):
+//
+//   8 bytes    n, little endian
+//   n bytes    JSON: {"__metadata__": {string: string},
+//                     name: {"dtype": "F16", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
+//   the rest   the tensors' bytes, row-major, without holes or overlaps
+#ifndef WAVEKV_EXAMPLES_TINYLM_SAFETENSORS_H_
+#define WAVEKV_EXAMPLES_TINYLM_SAFETENSORS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "nlohmann/json_fwd.hpp"
+
+namespace safetensors {
+
+enum class DType : uint8_t {
+  kBool,
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kF16,
+  kBF16,
+  kU32,
+  kI32,
+  kF32,
+  kU64,
+  kI64,
+  kF64
+};
+
+// Bytes of one element.
+int64_t DTypeBytes(DType dtype);
+
+// As in the file: "F32".
+const char* DTypeName(DType dtype);
+
+using Shape = std::vector<int64_t>;
+
+// In a shape that is asked for: any size.
+inline constexpr int64_t kAnySize = -1;
+
+// "[2, 3]"; kAnySize is written as "*".
+std::string ShapeString(const Shape& shape);
+
+// A tensor of a File; lives as long as the file.
+struct Tensor {
+  DType dtype = DType::kU8;
+  Shape shape;
+  const std::byte* data = nullptr;
+  int64_t num_bytes = 0;
+};
+
+// A file in memory. Everything in it has been checked: a malformed file is INVALID_ARGUMENT with a
+// message that names the tensor and what is wrong with it. Immutable, so thread-safe; copies share
+// the bytes.
+class File {
+ public:
+  // NOT_FOUND for a file that cannot be opened.
+  static absl::StatusOr<File> Read(const std::string& path);
+
+  const std::string& name() const { return name_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::map<std::string, Tensor>& tensors() const { return tensors_; }
+
+  // NOT_FOUND when the tensor is missing; INVALID_ARGUMENT when its dtype or shape differs from
+  // what is asked for, naming both.
+  absl::StatusOr<std::vector<int32_t>> Int32s(const std::string& name, const Shape& shape) const;
+  // F32, F16 and BF16 tensors.
+  absl::StatusOr<std::vector<float>> Floats(const std::string& name, const Shape& shape) const;
+
+ private:
+  File() = default;
+  absl::Status ParseHeader(const std::string& header, int64_t data_bytes);
+  absl::Status ParseMetadata(const nlohmann::json& json);
+  absl::Status ParseTensor(const std::string& name, const nlohmann::json& json, int64_t data_bytes);
+  absl::Status CheckCoverage(int64_t data_bytes) const;
+  absl::StatusOr<const Tensor*> Find(const std::string& name, const Shape& shape) const;
+
+  std::string name_;
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, Tensor> tensors_;
+  std::shared_ptr<std::byte> data_;  // aligned to 64 bytes
+};
+
+// Collects tensors and writes them as one file.
+class Writer {
+ public:
+  void SetMetadata(std::string key, std::string value);
+
+  // INVALID_ARGUMENT for a name that is taken, empty or "__metadata__", and for bytes that do not
+  // fit dtype and shape.
+  absl::Status Add(std::string name, DType dtype, Shape shape, std::string bytes);
+
+  absl::Status AddInt32s(std::string name, Shape shape, absl::Span<const int32_t> values);
+  // Stored as F16, rounded to nearest even.
+  absl::Status AddHalves(std::string name, Shape shape, absl::Span<const float> values);
+
+  // Replaces `path` as a whole or leaves it alone. Tensors are aligned to their element size.
+  absl::Status Write(const std::string& path) const;
+
+ private:
+  struct Entry {
+    std::string name;
+    DType dtype;
+    Shape shape;
+    std::string bytes;
+  };
+
+  std::map<std::string, std::string> metadata_;
+  std::vector<Entry> entries_;
+};
+
+}  // namespace safetensors
+
+#endif  // WAVEKV_EXAMPLES_TINYLM_SAFETENSORS_H_

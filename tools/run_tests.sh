@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by ./wave: runs the tests in one or several configurations and counts their cases.
 
 # ThreadSanitizer of g++ 12 cannot map its shadow memory under stronger address randomisation than Debian's.
@@ -29,12 +30,13 @@ test_configuration() {
   local name=$1 filter=$2
   shift 2
   local flags=(--keep_going --test_output=summary --build_event_json_file="$scratch/events.json")
-  [[ $name == opt ]] || flags+=(--config="$name" --build_tests_only --test_tag_filters=concurrency,storage)
+  [[ $name == opt ]] || flags+=(--config="$name" --build_tests_only '--test_tag_filters=concurrency,storage')
   [[ -z $filter ]] || flags+=(--test_filter="$filter")
   local extra
   [[ $name != tsan ]] || { extra=$(tsan_flags); [[ -z $extra ]] || flags+=("$extra"); }
 
   say "testing: $name"
+  : >"$scratch/events.json"
   local start=$SECONDS status=0
   run_bazel test "${flags[@]}" -- "$@" >"$scratch/out" || status=$?
   # 3: some test failed. 4: no test carries the tags.
@@ -63,7 +65,8 @@ test_configuration() {
   printf '%s %s %s %s %s\n' "$name" "$passed" "$failed" "$skipped" "$((SECONDS - start))" >>"$rows"
 }
 
-# run_tests ONLY FILTER TARGET...: ONLY is one configuration, or empty for all. Ends with the total; fails if a test did.
+# run_tests ONLY FILTER TARGET...: ONLY is one configuration, or empty for all. Ends with the total;
+# fails if a test did, or if there was none.
 run_tests() {
   local only=$1 filter=$2
   shift 2
@@ -72,7 +75,7 @@ run_tests() {
   trap 'rm -rf "$scratch"' EXIT
   rows=$scratch/rows
   failures=$scratch/failures
-  : >"$rows" >"$failures"
+  : >"$failures"
 
   local name
   for name in opt asan tsan; do
@@ -80,6 +83,7 @@ run_tests() {
   done
 
   echo
+  grep -qvE '^[a-z]+ 0 0 0 ' "$rows" || say "no test matches"
   if [[ -s $failures ]]; then
     cat "$failures"
     echo
@@ -89,6 +93,6 @@ run_tests() {
     { printf "%-14s %8d %8d %8d %8d\n", $1, $2, $3, $4, $5; passed += $2; failed += $3; skipped += $4 }
     END {
       printf "\n%d passed, %d failed, %d skipped\n", passed, failed, skipped
-      exit failed > 0
+      exit failed > 0 || passed + skipped == 0
     }' "$rows"
 }

@@ -47,6 +47,10 @@
 
 namespace wavekv {
 
+class StoredSequence;
+class TenantStore;
+struct PlanState;
+
 // The caller's stream on a device; nullptr on the CPU, where every call has completed when it
 // returns.
 using Stream = void*;
@@ -66,10 +70,9 @@ class Sequence {
  private:
   friend class Engine;
   friend class Tenant;
-  struct State;
-  explicit Sequence(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  explicit Sequence(std::shared_ptr<StoredSequence> stored) : stored_(std::move(stored)) {}
 
-  std::shared_ptr<State> state_;
+  std::shared_ptr<StoredSequence> stored_;
 };
 
 // The rows of a step: cu_seqlens has sequences.size() + 1 entries, starts at 0 and does not
@@ -82,6 +85,8 @@ struct RaggedBatch {
 // A cheap handle to a tenant; whoever holds it may use the tenant's sequences.
 class Tenant {
  public:
+  Tenant() = default;  // answers NOT_FOUND to everything
+
   absl::StatusOr<Sequence> CreateSequence();
 
   // A new sequence whose first prefix_tokens tokens (all, when left out) are those of `parent`.
@@ -104,10 +109,9 @@ class Tenant {
 
  private:
   friend class Engine;
-  struct State;
-  explicit Tenant(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  explicit Tenant(std::shared_ptr<TenantStore> store) : store_(std::move(store)) {}
 
-  std::shared_ptr<State> state_;
+  std::shared_ptr<TenantStore> store_;
 };
 
 // What a step does, decided once and used for each of its layers: validated handles, budgets and a
@@ -121,10 +125,9 @@ class Plan {
 
  private:
   friend class Engine;
-  struct State;
-  explicit Plan(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  explicit Plan(std::shared_ptr<PlanState> state) : state_(std::move(state)) {}
 
-  std::shared_ptr<State> state_;
+  std::shared_ptr<PlanState> state_;
 };
 
 // One cluster of a ranking.
@@ -134,6 +137,10 @@ struct RankedCluster {
   int64_t num_tokens = 0;
   float probability = 0.0f;  // summed over the GQA group's heads, among sealed clusters
 };
+
+// Appends of at most this many rows are decode steps (one row, or a few of speculative decoding);
+// longer ones are chunks of a prompt.
+inline constexpr int kDecodeRowsMax = 16;
 
 // What one (row, kv head) would read exactly.
 struct RetrievedTokens {
@@ -198,9 +205,11 @@ class Engine {
 
  private:
   struct Impl;
-  explicit Engine(std::shared_ptr<Impl> impl);
+  explicit Engine(std::unique_ptr<Impl> impl);
 
-  std::shared_ptr<Impl> impl_;
+  static std::vector<std::shared_ptr<StoredSequence>> Stored(absl::Span<const Sequence> sequences);
+
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace wavekv

@@ -54,6 +54,9 @@ struct EngineOptions {
 // INVALID_ARGUMENT naming the first field that is out of range, with expected and got.
 absl::Status ValidateEngineOptions(const EngineOptions& options);
 
+// INVALID_ARGUMENT naming the field.
+absl::Status ValidateTenantQuota(const TenantQuota& quota);
+
 // From protobuf text (proto/engine_config.proto). Fields left out keep the defaults above. Errors
 // name line and column: INVALID_ARGUMENT for text that does not parse or validate, NOT_FOUND for a
 // missing file.
@@ -65,8 +68,8 @@ class Budget {
  public:
   // A share in [0, 1]; 1 means all of them.
   static constexpr Budget Ratio(double ratio) { return Budget(ratio, -1); }
-  // A number of tokens, >= 0; all of them when there are fewer.
-  static constexpr Budget Tokens(int64_t tokens) { return Budget(0.0, tokens); }
+  // A number of tokens; all of them when there are fewer, none when it is negative.
+  static constexpr Budget Tokens(int64_t tokens) { return Budget(0.0, tokens < 0 ? 0 : tokens); }
   static constexpr Budget All() { return Ratio(1.0); }
 
   constexpr bool is_ratio() const { return tokens_ < 0; }
@@ -101,6 +104,9 @@ struct AttendOptions {
     return options;
   }
 };
+
+// INVALID_ARGUMENT naming the field.
+absl::Status ValidateAttendOptions(const AttendOptions& options);
 
 }  // namespace wavekv
 

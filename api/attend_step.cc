@@ -1,0 +1,231 @@
+#include "api/attend_step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "fmt/format.h"
+#include "storage/status_macros.h"
+
+namespace wavekv {
+namespace {
+
+// Queries that one exact task handles: enough to reuse a tile of keys, few enough to share out.
+constexpr int64_t kQueryBlock = 256;
+
+// Partial results are merged when they reach this many floats (32 MiB), whatever the size of the
+// batch.
+constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
+
+}  // namespace
+
+AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
+                       AttendWorkspace& workspace)
+    : model_(model),
+      options_(options),
+      backend_(backend),
+      ws_(workspace),
+      group_(model.gqa_group_size()),
+      kv_bytes_(model.key_row_bytes() + model.value_row_bytes()) {}
+
+absl::Status AttendStep::LoadQueries(const TensorView& queries) {
+  ws_.queries.resize(queries.num_rows * model_.num_q_heads * model_.head_dim_k);
+  ws_.convert_tasks.clear();
+  ws_.finite.assign(ws_.views.size() * model_.num_q_heads, {});
+  const int64_t element_bytes = DTypeBytes(queries.dtype);
+  for (const SequenceView& view : ws_.views) {
+    for (int head = 0; head < model_.num_q_heads; ++head) {
+      ConvertRowsTask task;
+      task.source =
+          static_cast<const std::byte*>(queries.data) +
+          (view.first_row * queries.row_stride + head * queries.head_stride) * element_bytes;
+      task.source_dtype = queries.dtype;
+      task.source_stride = queries.row_stride;
+      task.target = ws_.queries.data() +
+                    (FirstState(view, head / group_, 0) + head % group_) * model_.head_dim_k;
+      task.target_stride = int64_t{group_} * model_.head_dim_k;
+      task.num_rows = view.num_rows;
+      task.row_elements = model_.head_dim_k;
+      task.scale = model_.scale();
+      task.all_finite = &ws_.finite[ws_.convert_tasks.size()].value;
+      ws_.convert_tasks.push_back(task);
+    }
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.ConvertRows(ws_.convert_tasks));
+  const auto bad = std::find_if(ws_.finite.begin(), ws_.finite.end(),
+                                [](const AttendWorkspace::Flag& flag) { return !flag.value; });
+  if (bad == ws_.finite.end()) return absl::OkStatus();
+  const int64_t task = bad - ws_.finite.begin();
+  return absl::InvalidArgumentError(
+      fmt::format("queries must be finite, got NaN or infinity in query head {} of sequence {} of "
+                  "the batch",
+                  task % model_.num_q_heads, task / model_.num_q_heads));
+}
+
+absl::Status AttendStep::Attend(AttendStats* stats) {
+  int64_t num_rows = 0;
+  for (const SequenceView& view : ws_.views) num_rows += view.num_rows;
+  ws_.outputs.resize(num_rows * model_.num_q_heads * model_.head_dim_v);
+  ws_.lses.resize(num_rows * model_.num_q_heads);
+
+  for (const SequenceView& view : ws_.views) {
+    // Later rows see more: the exact ones, if any, come first.
+    int64_t row = 0;
+    while (row < view.num_rows && IsExact(view, row)) AccountExactRow(view, row++, stats);
+    if (row > 0) AddExactRows(view, 0, row);
+    if (static_cast<int64_t>(ws_.partial_lses.size()) * model_.head_dim_v > kPartialFloatsMax) {
+      WAVEKV_RETURN_IF_ERROR(FlushExact());
+    }
+    for (; row < view.num_rows; ++row) {
+      AddUnits(view, row);
+      if (static_cast<int64_t>(ws_.log_masses.size()) > kPartialFloatsMax) {
+        WAVEKV_RETURN_IF_ERROR(FlushExact());
+        WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
+      }
+    }
+  }
+  WAVEKV_RETURN_IF_ERROR(FlushExact());
+  WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
+  stats->rows += num_rows;
+  const double heads = static_cast<double>(num_rows) * model_.num_q_heads;
+  if (heads > 0) {
+    stats->estimated_mass_mean /= heads;
+    stats->error_estimate_mean /= heads;
+  }
+  return absl::OkStatus();
+}
+
+bool AttendStep::IsExact(const SequenceView& view, int64_t row) const {
+  if (options_.retrieval.is_ratio() && options_.retrieval.ratio() >= 1.0) return true;
+  const int64_t visible_end = view.VisibleEnd(row);
+  for (size_t i = 0; i < view.pins.size(); ++i) {
+    if (view.AnswersByZones(i, visible_end)) return false;
+  }
+  return true;
+}
+
+void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64_t num_rows) {
+  const int64_t first_visible_end = static_cast<int64_t>(ws_.visible_ends.size());
+  for (int64_t row = first_row; row < first_row + num_rows; ++row) {
+    ws_.visible_ends.insert(ws_.visible_ends.end(), group_, view.VisibleEnd(row));
+  }
+  const int64_t last_end = view.VisibleEnd(first_row + num_rows - 1);
+  const bool masked = view.causal && (num_rows > 1 || last_end < view.contents.length);
+  const int64_t block_rows = std::max<int64_t>(1, kQueryBlock / group_);
+  for (int head = 0; head < model_.num_kv_heads; ++head) {
+    const size_t first_range = ws_.ranges.size();
+    const size_t first_piece = ws_.pieces.size();
+    AppendRanges(view, head, last_end, /*leave_out_zones=*/false, ws_.ranges);
+    SplitRanges(ws_.ranges, first_range, ws_.pieces);
+    for (int64_t row = first_row; row < first_row + num_rows; row += block_rows) {
+      const int64_t rows = std::min(block_rows, first_row + num_rows - row);
+      const int64_t block_end = view.VisibleEnd(row + rows - 1);
+      ExactPart part;
+      part.first_state = FirstState(view, head, row);
+      part.num_queries = static_cast<int>(rows * group_);
+      if (masked) part.first_visible_end = first_visible_end + (row - first_row) * group_;
+      const size_t first_part = ws_.exact_parts.size();
+      for (part.piece = first_piece; part.piece < ws_.pieces.size(); ++part.piece) {
+        const bool sees_none = ws_.pieces[part.piece].position_begin >= block_end;
+        if (sees_none && part.piece > first_piece) continue;
+        ws_.exact_parts.push_back(part);
+      }
+      if (ws_.exact_parts.size() - first_part == 1) continue;
+      for (size_t i = first_part; i < ws_.exact_parts.size(); ++i) {
+        ws_.exact_parts[i].first_partial = static_cast<int64_t>(ws_.partial_lses.size());
+        ws_.partial_lses.resize(ws_.partial_lses.size() + part.num_queries);
+      }
+    }
+  }
+}
+
+absl::Status AttendStep::FlushExact() {
+  ws_.partial_outputs.resize(ws_.partial_lses.size() * model_.head_dim_v);
+  ws_.attend_tasks.clear();
+  ws_.states.clear();
+  ws_.merge_tasks.clear();
+  for (const ExactPart& part : ws_.exact_parts) {
+    const RangePiece& piece = ws_.pieces[part.piece];
+    const bool only = part.first_partial < 0;
+    float* outputs = only ? ws_.outputs.data() + part.first_state * model_.head_dim_v
+                          : ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v;
+    float* lses =
+        only ? ws_.lses.data() + part.first_state : ws_.partial_lses.data() + part.first_partial;
+    AttendRowsTask task;
+    task.queries = ws_.queries.data() + part.first_state * model_.head_dim_k;
+    task.num_queries = part.num_queries;
+    if (part.first_visible_end >= 0) {
+      task.visible_end = ws_.visible_ends.data() + part.first_visible_end;
+    }
+    task.shape = {model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
+    task.ranges = absl::MakeConstSpan(ws_.ranges).subspan(piece.first, piece.count);
+    task.output = outputs;
+    task.lse = lses;
+    ws_.attend_tasks.push_back(task);
+    if (!only) ws_.states.push_back({outputs, lses});
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.AttendRows(ws_.attend_tasks));
+
+  size_t next_state = 0;
+  for (size_t first = 0; first < ws_.exact_parts.size();) {
+    const ExactPart& part = ws_.exact_parts[first];
+    size_t last = first + 1;
+    if (part.first_partial >= 0) {
+      while (last < ws_.exact_parts.size() &&
+             ws_.exact_parts[last].first_state == part.first_state) {
+        ++last;
+      }
+      ws_.merge_tasks.push_back({absl::MakeConstSpan(ws_.states).subspan(next_state, last - first),
+                                 part.num_queries, model_.head_dim_v,
+                                 ws_.outputs.data() + part.first_state * model_.head_dim_v,
+                                 ws_.lses.data() + part.first_state});
+      next_state += last - first;
+    }
+    first = last;
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.MergeStates(ws_.merge_tasks));
+  ws_.exact_parts.clear();
+  ws_.ranges.clear();
+  ws_.pieces.clear();
+  ws_.visible_ends.clear();
+  ws_.partial_lses.clear();
+  return absl::OkStatus();
+}
+
+void AttendStep::AccountExactRow(const SequenceView& view, int64_t row, AttendStats* stats) const {
+  const int64_t tokens = view.VisibleEnd(row) * model_.num_kv_heads;
+  stats->tokens_visible += tokens;
+  stats->tokens_exact += tokens;
+  stats->bytes_dense += tokens * kv_bytes_;
+  stats->bytes_read += tokens * kv_bytes_;
+}
+
+absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const LseView& lse) {
+  ws_.convert_tasks.clear();
+  const int64_t element_bytes = DTypeBytes(output.dtype);
+  const float to_base = options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f;
+  for (const SequenceView& view : ws_.views) {
+    for (int head = 0; head < model_.num_q_heads; ++head) {
+      const int64_t first_state = FirstState(view, head / group_, 0) + head % group_;
+      ConvertRowsTask task;
+      task.source = ws_.outputs.data() + first_state * model_.head_dim_v;
+      task.source_stride = int64_t{group_} * model_.head_dim_v;
+      task.target =
+          static_cast<std::byte*>(output.data) +
+          (view.first_row * output.row_stride + head * output.head_stride) * element_bytes;
+      task.target_dtype = output.dtype;
+      task.target_stride = output.row_stride;
+      task.num_rows = view.num_rows;
+      task.row_elements = model_.head_dim_v;
+      ws_.convert_tasks.push_back(task);
+      if (lse.data == nullptr) continue;
+      for (int64_t row = 0; row < view.num_rows; ++row) {
+        lse.data[(view.first_row + row) * lse.row_stride + head * lse.head_stride] =
+            ws_.lses[first_state + row * group_] * to_base;
+      }
+    }
+  }
+  return backend_.ConvertRows(ws_.convert_tasks);
+}
+
+}  // namespace wavekv

@@ -1,0 +1,155 @@
+// One layer of one step: from queries to outputs, through the zones.
+#ifndef WAVEKV_API_ATTEND_STEP_H_
+#define WAVEKV_API_ATTEND_STEP_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "api/step_view.h"
+#include "compute/backend.h"
+#include "wavekv/engine.h"  // RetrievedTokens
+#include "wavekv/model_spec.h"
+#include "wavekv/options.h"
+#include "wavekv/stats.h"
+#include "wavekv/tensor_view.h"
+
+namespace wavekv {
+
+// The G query heads of one kv head for one row that is answered by zones: what is ranked, read and
+// merged on its own. Offsets point into the workspace, which may move while it grows.
+struct ZoneUnit {
+  const SequenceView* view = nullptr;
+  int64_t row = 0;  // within the sequence
+  int kv_head = 0;
+  int64_t visible_end = 0;
+  int64_t first_state = 0;  // in queries and outputs, in units of one head's vector
+
+  int64_t first_index = 0;  // of its ClusterIndex pointers
+  int64_t num_indexes = 0;
+  int64_t first_cluster = 0;  // in sizes, zones, probabilities, retrieved; times G in log_masses
+  int64_t num_clusters = 0;
+  int64_t num_retrieved = 0;
+  int64_t sealed_tokens = 0;
+
+  size_t first_piece = 0;
+  size_t num_pieces = 0;
+  int64_t first_part = 0;  // of its pieces, then its indexes; times G in partial_lses
+};
+
+// Some queries of one kv head over one piece of its ranges.
+struct ExactPart {
+  int64_t first_state = 0;  // of the queries
+  int num_queries = 0;
+  int64_t first_visible_end = -1;  // in visible_ends; -1: all tokens are visible
+  size_t piece = 0;
+  int64_t first_partial = -1;  // in partial_lses; -1: the only part, straight to the outputs
+};
+
+// Buffers of a step, grown to the largest layer seen and reused: in a steady state nothing is
+// allocated.
+struct AttendWorkspace {
+  std::vector<SequenceView> views;
+
+  // Rows regrouped by (sequence, kv head, row, head of the group), so that the queries that share
+  // keys are neighbours: [num_states, head_dim_k], [num_states, head_dim_v] and [num_states].
+  std::vector<float> queries;
+  std::vector<float> outputs;
+  std::vector<float> lses;
+
+  // Exact attention.
+  std::vector<ExactPart> exact_parts;
+  std::vector<KvRange> ranges;
+  std::vector<RangePiece> pieces;
+  std::vector<int64_t> visible_ends;
+  std::vector<float> partial_outputs;
+  std::vector<float> partial_lses;
+
+  // Zones.
+  std::vector<ZoneUnit> units;
+  std::vector<const ClusterIndex*> indexes;
+  std::vector<uint32_t> sizes;
+  std::vector<float> log_masses;
+  std::vector<float> probabilities;
+  std::vector<Zone> zones;
+  std::vector<uint32_t> retrieved;
+  std::vector<uint32_t> retrieved_in_order;  // of one unit
+  std::vector<float> missing_mass;
+  std::vector<float> value_variance;
+  std::vector<float> estimated_outputs;
+  std::vector<float> estimated_lses;
+
+  // Tasks of one call to the backend.
+  struct Flag {
+    bool value = true;
+  };
+  std::vector<Flag> finite;  // per convert task
+  std::vector<ConvertRowsTask> convert_tasks;
+  std::vector<ScoreClustersTask> score_tasks;
+  std::vector<SelectClustersTask> select_tasks;
+  std::vector<AttendRowsTask> attend_tasks;
+  std::vector<EstimateClustersTask> estimate_tasks;
+  std::vector<AttentionState> states;
+  std::vector<MergeStatesTask> merge_tasks;
+};
+
+// Answers the queries of a batch whose layer is pinned in workspace.views.
+//
+// A row is attended exactly when the budget is everything or no sealed segment lies wholly before
+// it; otherwise by zones: rank clusters, attend the steady and the retrieval zone, estimate the
+// rest, merge. Threads: one Run at a time per workspace.
+class AttendStep {
+ public:
+  AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
+             AttendWorkspace& workspace);
+
+  // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
+  absl::Status LoadQueries(const TensorView& queries);
+
+  // Fills workspace.outputs and lses; adds to *stats.
+  absl::Status Attend(AttendStats* stats);
+
+  // Ranks only: the retrieval zone of every (row, kv head), in that order.
+  absl::StatusOr<std::vector<RetrievedTokens>> Retrieve();
+
+  // Writes outputs and log-sum-exps to the caller's tensors.
+  absl::Status StoreOutputs(const MutableTensorView& output, const LseView& lse);
+
+ private:
+  int64_t head_states(const SequenceView& view) const { return view.num_rows * group_; }
+  int64_t FirstState(const SequenceView& view, int kv_head, int64_t row) const {
+    return (view.first_row * model_.num_kv_heads + kv_head * view.num_rows + row) * group_;
+  }
+  bool IsExact(const SequenceView& view, int64_t row) const;
+
+  // Exact rows of a sequence: [first_row, first_row + num_rows).
+  void AddExactRows(const SequenceView& view, int64_t first_row, int64_t num_rows);
+  absl::Status FlushExact();
+
+  void AddUnits(const SequenceView& view, int64_t row);
+  absl::Status RankUnits();
+  RetrievedTokens RetrievedBy(const ZoneUnit& unit) const;
+  absl::Status FlushUnits(AttendStats* stats);
+  void AddUnitRanges(ZoneUnit& unit);
+  absl::Status AttendUnits();
+  absl::Status EstimateUnits();
+  absl::Status MergeUnits();
+  void AccountUnit(const ZoneUnit& unit, AttendStats* stats) const;
+  double PredictError(const ZoneUnit& unit, int query) const;
+  void ClearUnits();
+
+  void AccountExactRow(const SequenceView& view, int64_t row, AttendStats* stats) const;
+
+  const ModelSpec& model_;
+  const AttendOptions& options_;
+  Backend& backend_;
+  AttendWorkspace& ws_;
+  const int group_;
+  const int64_t kv_bytes_;  // K and V of one token and kv head
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_ATTEND_STEP_H_

@@ -1,0 +1,306 @@
+// The part of AttendStep that answers rows by zones: rank, attend, estimate, merge.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "api/attend_step.h"
+#include "storage/status_macros.h"
+
+namespace wavekv {
+
+void AttendStep::AddUnits(const SequenceView& view, int64_t row) {
+  const int64_t visible_end = view.VisibleEnd(row);
+  for (int head = 0; head < model_.num_kv_heads; ++head) {
+    ZoneUnit unit;
+    unit.view = &view;
+    unit.row = row;
+    unit.kv_head = head;
+    unit.visible_end = visible_end;
+    unit.first_state = FirstState(view, head, row);
+    unit.first_index = static_cast<int64_t>(ws_.indexes.size());
+    unit.first_cluster = static_cast<int64_t>(ws_.sizes.size());
+    for (size_t i = 0; i < view.pins.size(); ++i) {
+      if (!view.AnswersByZones(i, visible_end)) continue;
+      const ClusterIndex& index = view.pins[i].sealed->heads[head].index;
+      ws_.indexes.push_back(&index);
+      unit.sealed_tokens += index.num_tokens;
+      for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
+        ws_.sizes.push_back(static_cast<uint32_t>(index.cluster_size(cluster)));
+      }
+    }
+    unit.num_indexes = static_cast<int64_t>(ws_.indexes.size()) - unit.first_index;
+    unit.num_clusters = static_cast<int64_t>(ws_.sizes.size()) - unit.first_cluster;
+    ws_.units.push_back(unit);
+  }
+  ws_.log_masses.resize(ws_.sizes.size() * group_);
+}
+
+absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
+  std::vector<RetrievedTokens> all;
+  for (const SequenceView& view : ws_.views) {
+    for (int64_t row = 0; row < view.num_rows; ++row) AddUnits(view, row);
+  }
+  WAVEKV_RETURN_IF_ERROR(RankUnits());
+  for (const ZoneUnit& unit : ws_.units) all.push_back(RetrievedBy(unit));
+  ClearUnits();
+  return all;
+}
+
+RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
+  RetrievedTokens tokens;
+  for (int64_t i = 0; i < unit.num_retrieved; ++i) {
+    const uint32_t id = ws_.retrieved[unit.first_cluster + i];
+    int64_t cluster = id;
+    int64_t at = unit.first_index;
+    while (cluster >= ws_.indexes[at]->num_clusters) cluster -= ws_.indexes[at++]->num_clusters;
+    const ClusterIndex& index = *ws_.indexes[at];
+    tokens.clusters.push_back({index.position_begin, cluster, index.cluster_size(cluster),
+                               ws_.probabilities[unit.first_cluster + id]});
+    const KvRange range = index.cluster_range(cluster);
+    for (int64_t token = 0; token < range.num_tokens; ++token) {
+      tokens.positions.push_back(range.position_begin + range.positions[token]);
+    }
+  }
+  return tokens;
+}
+
+absl::Status AttendStep::RankUnits() {
+  const size_t num_clusters = ws_.sizes.size();
+  ws_.probabilities.resize(num_clusters);
+  ws_.zones.resize(num_clusters);
+  ws_.retrieved.resize(num_clusters);
+  ws_.score_tasks.clear();
+  ws_.select_tasks.clear();
+  for (ZoneUnit& unit : ws_.units) {
+    float* log_masses = ws_.log_masses.data() + unit.first_cluster * group_;
+    int64_t cluster = 0;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      const ClusterIndex* index = ws_.indexes[unit.first_index + i];
+      ws_.score_tasks.push_back({ws_.queries.data() + unit.first_state * model_.head_dim_k, group_,
+                                 index, log_masses + cluster, unit.num_clusters});
+      cluster += index->num_clusters;
+    }
+    SelectClustersTask select;
+    select.log_masses = log_masses;
+    select.log_masses_stride = unit.num_clusters;
+    select.num_queries = group_;
+    select.sizes = ws_.sizes.data() + unit.first_cluster;
+    select.num_clusters = unit.num_clusters;
+    select.token_budget = options_.retrieval.Resolve(unit.sealed_tokens);
+    // A budget of tokens is worth as many clusters as hold that share of them on average.
+    const double share =
+        unit.sealed_tokens == 0
+            ? 0.0
+            : static_cast<double>(options_.estimation.Resolve(unit.sealed_tokens)) /
+                  static_cast<double>(unit.sealed_tokens);
+    select.num_estimation = static_cast<int64_t>(std::ceil(share * unit.num_clusters));
+    select.probabilities = ws_.probabilities.data() + unit.first_cluster;
+    select.zones = ws_.zones.data() + unit.first_cluster;
+    select.retrieved = ws_.retrieved.data() + unit.first_cluster;
+    select.num_retrieved = &unit.num_retrieved;
+    ws_.select_tasks.push_back(select);
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.ScoreClusters(ws_.score_tasks));
+  return backend_.SelectClusters(ws_.select_tasks);
+}
+
+absl::Status AttendStep::FlushUnits(AttendStats* stats) {
+  if (ws_.units.empty()) return absl::OkStatus();
+  WAVEKV_RETURN_IF_ERROR(RankUnits());
+
+  int64_t num_parts = 0;
+  for (ZoneUnit& unit : ws_.units) {
+    AddUnitRanges(unit);
+    unit.first_part = num_parts;
+    num_parts += static_cast<int64_t>(unit.num_pieces) + unit.num_indexes;
+  }
+  ws_.partial_lses.resize(num_parts * group_);
+  ws_.partial_outputs.resize(num_parts * group_ * model_.head_dim_v);
+  ws_.missing_mass.resize(num_parts * group_);
+  ws_.value_variance.resize(num_parts * group_);
+  ws_.estimated_lses.resize(ws_.units.size() * group_);
+  ws_.estimated_outputs.resize(ws_.units.size() * group_ * model_.head_dim_v);
+
+  WAVEKV_RETURN_IF_ERROR(AttendUnits());
+  WAVEKV_RETURN_IF_ERROR(EstimateUnits());
+  WAVEKV_RETURN_IF_ERROR(MergeUnits());
+  for (const ZoneUnit& unit : ws_.units) AccountUnit(unit, stats);
+  ClearUnits();
+  return absl::OkStatus();
+}
+
+void AttendStep::AddUnitRanges(ZoneUnit& unit) {
+  unit.first_piece = ws_.pieces.size();
+  const size_t first_range = ws_.ranges.size();
+  // Read in the order of memory, not of rank: neighbours share pages, and the reduction order is
+  // fixed.
+  const auto first = ws_.retrieved.begin() + unit.first_cluster;
+  std::vector<uint32_t>& ids = ws_.retrieved_in_order;
+  ids.assign(first, first + unit.num_retrieved);
+  std::sort(ids.begin(), ids.end());
+  int64_t index_begin = 0;
+  int64_t i = 0;
+  for (const uint32_t id : ids) {
+    while (id >= index_begin + ws_.indexes[unit.first_index + i]->num_clusters) {
+      index_begin += ws_.indexes[unit.first_index + i++]->num_clusters;
+    }
+    ws_.ranges.push_back(ws_.indexes[unit.first_index + i]->cluster_range(id - index_begin));
+  }
+  AppendRanges(*unit.view, unit.kv_head, unit.visible_end, /*leave_out_zones=*/true, ws_.ranges);
+  SplitRanges(ws_.ranges, first_range, ws_.pieces);
+  unit.num_pieces = ws_.pieces.size() - unit.first_piece;
+}
+
+absl::Status AttendStep::AttendUnits() {
+  ws_.visible_ends.clear();
+  for (const ZoneUnit& unit : ws_.units) {
+    ws_.visible_ends.insert(ws_.visible_ends.end(), group_, unit.visible_end);
+  }
+  ws_.attend_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    const ZoneUnit& unit = ws_.units[u];
+    for (size_t i = 0; i < unit.num_pieces; ++i) {
+      const RangePiece& piece = ws_.pieces[unit.first_piece + i];
+      const int64_t part = (unit.first_part + static_cast<int64_t>(i)) * group_;
+      AttendRowsTask task;
+      task.queries = ws_.queries.data() + unit.first_state * model_.head_dim_k;
+      task.num_queries = group_;
+      // Only a row before the newest can meet a range that it does not see to the end.
+      if (unit.visible_end < unit.view->contents.length) {
+        task.visible_end = ws_.visible_ends.data() + u * group_;
+      }
+      task.shape = {model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
+      task.ranges = absl::MakeConstSpan(ws_.ranges).subspan(piece.first, piece.count);
+      task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
+      task.lse = ws_.partial_lses.data() + part;
+      ws_.attend_tasks.push_back(task);
+    }
+  }
+  return backend_.AttendRows(ws_.attend_tasks);
+}
+
+absl::Status AttendStep::EstimateUnits() {
+  ws_.estimate_tasks.clear();
+  for (const ZoneUnit& unit : ws_.units) {
+    int64_t cluster = unit.first_cluster;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      const int64_t part = (unit.first_part + static_cast<int64_t>(unit.num_pieces) + i) * group_;
+      EstimateClustersTask task;
+      task.queries = ws_.queries.data() + unit.first_state * model_.head_dim_k;
+      task.num_queries = group_;
+      task.index = ws_.indexes[unit.first_index + i];
+      task.log_masses =
+          ws_.log_masses.data() + unit.first_cluster * group_ + (cluster - unit.first_cluster);
+      task.log_masses_stride = unit.num_clusters;
+      task.zones = ws_.zones.data() + cluster;
+      task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
+      task.lse = ws_.partial_lses.data() + part;
+      task.missing_mass = ws_.missing_mass.data() + part;
+      task.value_variance = ws_.value_variance.data() + part;
+      ws_.estimate_tasks.push_back(task);
+      cluster += task.index->num_clusters;
+    }
+  }
+  return backend_.EstimateClusters(ws_.estimate_tasks);
+}
+
+absl::Status AttendStep::MergeUnits() {
+  ws_.states.resize(ws_.partial_lses.size() / group_);
+  for (size_t part = 0; part < ws_.states.size(); ++part) {
+    ws_.states[part] = {ws_.partial_outputs.data() + part * group_ * model_.head_dim_v,
+                        ws_.partial_lses.data() + part * group_};
+  }
+  ws_.merge_tasks.clear();
+  const auto states = absl::MakeConstSpan(ws_.states);
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    const ZoneUnit& unit = ws_.units[u];
+    const auto all = states.subspan(unit.first_part, unit.num_pieces + unit.num_indexes);
+    ws_.merge_tasks.push_back({all, group_, model_.head_dim_v,
+                               ws_.outputs.data() + unit.first_state * model_.head_dim_v,
+                               ws_.lses.data() + unit.first_state});
+    // The estimated part on its own, for the error estimate.
+    ws_.merge_tasks.push_back({all.subspan(unit.num_pieces), group_, model_.head_dim_v,
+                               ws_.estimated_outputs.data() + u * group_ * model_.head_dim_v,
+                               ws_.estimated_lses.data() + u * group_});
+  }
+  return backend_.MergeStates(ws_.merge_tasks);
+}
+
+void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
+  const int64_t statistic_bytes = DTypeBytes(ws_.indexes[unit.first_index]->statistics_dtype);
+  int64_t retrieved_tokens = 0;
+  for (int64_t i = 0; i < unit.num_retrieved; ++i) {
+    retrieved_tokens += ws_.sizes[unit.first_cluster + ws_.retrieved[unit.first_cluster + i]];
+  }
+  const auto zones = ws_.zones.begin() + unit.first_cluster;
+  const int64_t num_estimation = std::count(zones, zones + unit.num_clusters, Zone::kEstimation);
+  const int64_t exact_tokens = unit.visible_end - unit.sealed_tokens + retrieved_tokens;
+
+  stats->tokens_visible += unit.visible_end;
+  stats->tokens_exact += exact_tokens;
+  stats->tokens_retrieved += retrieved_tokens;
+  stats->tokens_estimated += unit.sealed_tokens - retrieved_tokens;
+  stats->clusters_scored += unit.num_clusters;
+  stats->clusters_retrieved += unit.num_retrieved;
+  stats->bytes_dense += unit.visible_end * kv_bytes_;
+  // Every cluster's centroid, size and offset are read to rank it; spreads of those not retrieved,
+  // value means of the estimation zone, and one value mean per segment to answer for them.
+  stats->bytes_read +=
+      exact_tokens * kv_bytes_ +
+      unit.num_clusters * (model_.head_dim_k * statistic_bytes + 2 * int64_t{sizeof(float)}) +
+      (unit.num_clusters - unit.num_retrieved) * 2 * int64_t{sizeof(float)} +
+      num_estimation * model_.head_dim_v * statistic_bytes +
+      unit.num_indexes * model_.head_dim_v * int64_t{sizeof(float)};
+
+  const int64_t u = &unit - ws_.units.data();
+  for (int query = 0; query < group_; ++query) {
+    const double mass = std::exp(static_cast<double>(ws_.estimated_lses[u * group_ + query]) -
+                                 ws_.lses[unit.first_state + query]);
+    const double error = PredictError(unit, query);
+    stats->estimated_mass_mean += mass;
+    stats->estimated_mass_max = std::max(stats->estimated_mass_max, mass);
+    stats->error_estimate_mean += error;
+    stats->error_estimate_max = std::max(stats->error_estimate_max, error);
+  }
+}
+
+double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
+  const int64_t u = &unit - ws_.units.data();
+  const double lse = ws_.lses[unit.first_state + query];
+  double missing = 0.0;
+  double variance = 0.0;
+  for (int64_t i = 0; i < unit.num_indexes; ++i) {
+    const int64_t state =
+        (unit.first_part + static_cast<int64_t>(unit.num_pieces) + i) * group_ + query;
+    const double share = std::exp(ws_.partial_lses[state] - lse);
+    missing += share * ws_.missing_mass[state];
+    variance += share * share * ws_.value_variance[state];
+  }
+  // Adding the missing mass where the estimated mass is moves the output by this share of their
+  // distance.
+  const double pull = missing / (1.0 + missing);
+  const float* output = ws_.outputs.data() + (unit.first_state + query) * model_.head_dim_v;
+  const float* estimated = ws_.estimated_outputs.data() + (u * group_ + query) * model_.head_dim_v;
+  double distance2 = 0.0;
+  double norm2 = 0.0;
+  for (int d = 0; d < model_.head_dim_v; ++d) {
+    const double difference = static_cast<double>(estimated[d]) - output[d];
+    distance2 += difference * difference;
+    norm2 += static_cast<double>(output[d]) * output[d];
+  }
+  if (norm2 == 0.0) return 0.0;
+  return std::sqrt((pull * pull * distance2 + variance) / norm2);
+}
+
+void AttendStep::ClearUnits() {
+  ws_.units.clear();
+  ws_.indexes.clear();
+  ws_.sizes.clear();
+  ws_.log_masses.clear();
+  ws_.ranges.clear();
+  ws_.pieces.clear();
+  ws_.visible_ends.clear();
+  ws_.partial_lses.clear();
+}
+
+}  // namespace wavekv

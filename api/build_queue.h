@@ -1,0 +1,83 @@
+// Seals segments behind the back of the steps.
+#ifndef WAVEKV_API_BUILD_QUEUE_H_
+#define WAVEKV_API_BUILD_QUEUE_H_
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "storage/memory_account.h"
+#include "storage/segment.h"
+#include "wavekv/model_spec.h"
+#include "wavekv/options.h"
+
+namespace wavekv {
+
+// Threads that take cut segments in the order of cutting and replace their rows by clusters. A
+// segment that nobody holds any more is skipped. One whose sealed form does not fit the memory is
+// marked, and its tokens stay exact.
+//
+// Threads: safe. The destructor waits for the builds that have begun.
+class BuildQueue {
+ public:
+  BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads);
+  ~BuildQueue();
+
+  BuildQueue(const BuildQueue&) = delete;
+  BuildQueue& operator=(const BuildQueue&) = delete;
+
+  // Bytes of the sealed form are charged to `account`.
+  void Add(const std::vector<std::shared_ptr<Segment>>& segments,
+           const std::shared_ptr<MemoryAccount>& account);
+
+  // Evaluates done() now and after every build; false when the deadline came first.
+  bool WaitUntil(absl::FunctionRef<bool()> done, absl::Time deadline);
+
+  int64_t segments_pending() const;
+  int64_t segments_sealed() const { return live_->load(); }
+  int64_t segments_sealed_total() const { return sealed_total_.load(); }
+  int64_t seal_failures_total() const { return failures_total_.load(); }
+  double build_seconds_total() const {
+    return static_cast<double>(build_nanos_total_.load()) * 1e-9;
+  }
+
+ private:
+  struct Job {
+    std::weak_ptr<Segment> segment;
+    std::shared_ptr<MemoryAccount> account;
+  };
+
+  void RunThread();
+  absl::Status Build(Segment& segment, MemoryAccount& account, class Backend& backend);
+
+  const ModelSpec model_;
+  const IndexOptions index_;
+
+  // Sealed segments that exist, wherever they are held; outlives the queue through them.
+  const std::shared_ptr<std::atomic<int64_t>> live_ = std::make_shared<std::atomic<int64_t>>(0);
+  std::atomic<int64_t> sealed_total_{0};
+  std::atomic<int64_t> failures_total_{0};
+  std::atomic<int64_t> build_nanos_total_{0};
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;   // a job came, or stop
+  std::condition_variable built_;  // a job ended
+  // Guarded by mutex_.
+  std::deque<Job> jobs_;
+  int64_t running_ = 0;
+  bool stop_ = false;
+
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_BUILD_QUEUE_H_

@@ -1,0 +1,35 @@
+// The checks that every call makes of its tensors and batches before anything is touched.
+#ifndef WAVEKV_API_CHECK_ARGUMENTS_H_
+#define WAVEKV_API_CHECK_ARGUMENTS_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "wavekv/tensor_view.h"
+#include "wavekv/types.h"
+
+namespace wavekv {
+
+// Shape that a tensor argument must have; `name` is what messages call it.
+struct ExpectedTensor {
+  const char* name;
+  int64_t num_rows;
+  int64_t num_heads;
+  int64_t head_dim;
+};
+
+// INVALID_ARGUMENT for a wrong shape or dtype, a null pointer, a stride that overlaps heads or
+// overflows; UNIMPLEMENTED for device memory.
+absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tensor);
+absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView& tensor);
+
+// The same for log-sum-exps; data == nullptr passes.
+absl::Status CheckLse(const char* name, int64_t num_rows, int64_t num_heads, const LseView& lse);
+
+// cu_seqlens has num_sequences + 1 entries, starts at 0 and does not decrease.
+absl::Status CheckCuSeqlens(absl::Span<const int32_t> cu_seqlens, int64_t num_sequences);
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_CHECK_ARGUMENTS_H_

@@ -1,0 +1,299 @@
+#include "wavekv/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "api/check_arguments.h"
+#include "api/engine_impl.h"
+#include "cpu/cpu_backend.h"
+#include "cuda/cuda_backend.h"
+#include "fmt/format.h"
+#include "storage/status_macros.h"
+
+namespace wavekv {
+namespace {
+
+constexpr size_t kTenantIdBytesMax = 128;
+
+absl::Status TenantNotFound() {
+  return absl::NotFoundError("tenant: no such tenant (never opened here, or closed)");
+}
+
+absl::Status PlanNotFound() {
+  return absl::NotFoundError("plan: no such plan (default-constructed, or of another engine)");
+}
+
+StoreQuota ToStoreQuota(const TenantQuota& quota) {
+  return {quota.host_bytes, quota.max_sequences, quota.on_limit == TenantQuota::OnLimit::kEvictOwn};
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options,
+                                                     Executor* executor) {
+  if (options.device == Device::kCuda) return MakeCudaBackend(/*device=*/0);
+  return MakeCpuBackend(executor);
+}
+
+int NumWorkerThreads(const EngineOptions& options) {
+  if (options.worker_threads > 0) return options.worker_threads;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+// Holds a plan for one call.
+class PlanUse {
+ public:
+  explicit PlanUse(PlanState& plan) : plan_(plan), owned_(!plan.busy.exchange(true)) {}
+  ~PlanUse() {
+    if (!owned_) return;
+    for (SequenceView& view : plan_.workspace.views) Unpin(view);
+    plan_.busy.store(false);
+  }
+  PlanUse(const PlanUse&) = delete;
+  PlanUse& operator=(const PlanUse&) = delete;
+
+  absl::Status status() const {
+    if (owned_) return absl::OkStatus();
+    return absl::AbortedError("plan: another call is using it; a plan serves one call at a time");
+  }
+
+ private:
+  PlanState& plan_;
+  const bool owned_;
+};
+
+}  // namespace
+
+uint64_t Sequence::id() const { return stored_ == nullptr ? 0 : stored_->id(); }
+
+bool Sequence::valid() const { return stored_ != nullptr && !stored_->removed(); }
+
+int64_t Sequence::length() const { return valid() ? stored_->length() : 0; }
+
+int64_t Plan::num_rows() const { return state_ == nullptr ? 0 : state_->cu_seqlens.back(); }
+
+absl::StatusOr<Sequence> Tenant::CreateSequence() {
+  if (store_ == nullptr) return TenantNotFound();
+  WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored, store_->CreateSequence());
+  return Sequence(std::move(stored));
+}
+
+absl::StatusOr<Sequence> Tenant::Fork(const Sequence& parent,
+                                      std::optional<int64_t> prefix_tokens) {
+  if (store_ == nullptr) return TenantNotFound();
+  WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored,
+                          store_->Fork(parent.stored_, prefix_tokens));
+  return Sequence(std::move(stored));
+}
+
+absl::Status Tenant::Truncate(const Sequence& sequence, int64_t new_length) {
+  if (store_ == nullptr) return TenantNotFound();
+  return store_->Truncate(sequence.stored_, new_length);
+}
+
+absl::Status Tenant::Remove(const Sequence& sequence) {
+  if (store_ == nullptr) return TenantNotFound();
+  return store_->Remove(sequence.stored_);
+}
+
+absl::Status Tenant::SetQuota(const TenantQuota& quota) {
+  if (store_ == nullptr || store_->closed()) return TenantNotFound();
+  WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
+  store_->SetQuota(ToStoreQuota(quota));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<TenantStats> Tenant::stats() const {
+  if (store_ == nullptr || store_->closed()) return TenantNotFound();
+  TenantStats stats;
+  stats.sequences = store_->num_sequences();
+  stats.host_bytes_used = store_->account().used_bytes();
+  stats.host_bytes_quota = store_->account().quota_bytes();
+  stats.evicted_sequences_total = store_->evicted_sequences_total();
+  stats.quota_rejects_total = store_->account().rejects_total();
+  return stats;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& requested) {
+  WAVEKV_RETURN_IF_ERROR(ValidateEngineOptions(requested));
+  auto impl = std::make_unique<Impl>();
+  impl->options = requested;
+  ModelSpec& model = impl->options.model;
+  if (model.head_dim_v == 0) model.head_dim_v = model.head_dim_k;
+
+  impl->executor = requested.executor;
+  if (impl->executor == nullptr) impl->executor = MakeThreadPool(NumWorkerThreads(requested));
+  WAVEKV_ASSIGN_OR_RETURN(impl->backend, MakeBackend(requested, impl->executor.get()));
+
+  impl->context = std::make_shared<StoreContext>();
+  impl->context->model = model;
+  const IndexOptions& index = requested.index;
+  impl->context->cut_rule = {index.segment_tokens, index.update_tokens, index.sink_tokens,
+                             index.window_tokens};
+  WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
+  impl->builds = std::make_unique<BuildQueue>(model, index, requested.build_threads);
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Engine::~Engine() {
+  impl_->builds.reset();
+  for (const auto& tenant : impl_->AllTenants()) tenant->Close();
+}
+
+const EngineOptions& Engine::options() const { return impl_->options; }
+
+absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id) {
+  return OpenTenant(id, impl_->options.default_quota);
+}
+
+absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuota& quota) {
+  if (id.empty() || id.size() > kTenantIdBytesMax) {
+    return absl::InvalidArgumentError(
+        fmt::format("tenant id must have 1 to {} bytes, got {}", kTenantIdBytesMax, id.size()));
+  }
+  WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  auto store = std::make_shared<TenantStore>(std::string(id), impl_->context, ToStoreQuota(quota));
+  if (!impl_->tenants.emplace(std::string(id), store).second) {
+    return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+  }
+  return Tenant(std::move(store));
+}
+
+absl::Status Engine::CloseTenant(const Tenant& tenant) {
+  {
+    std::lock_guard<std::mutex> lock(impl_->mutex);
+    const auto found =
+        std::find_if(impl_->tenants.begin(), impl_->tenants.end(),
+                     [&](const auto& entry) { return entry.second == tenant.store_; });
+    if (found == impl_->tenants.end()) return TenantNotFound();
+    impl_->tenants.erase(found);
+  }
+  tenant.store_->Close();
+  return absl::OkStatus();
+}
+
+std::vector<std::shared_ptr<StoredSequence>> Engine::Stored(absl::Span<const Sequence> sequences) {
+  std::vector<std::shared_ptr<StoredSequence>> stored;
+  stored.reserve(sequences.size());
+  for (const Sequence& sequence : sequences) stored.push_back(sequence.stored_);
+  return stored;
+}
+
+absl::Status Engine::Append(const RaggedBatch& batch, int layer, const TensorView& keys,
+                            const TensorView& values, Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  return impl_->Append(Stored(batch.sequences), batch.cu_seqlens, layer, keys, values);
+}
+
+absl::Status Engine::BuildSegments(const Sequence& sequence) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckSequence(sequence.stored_));
+  WAVEKV_ASSIGN_OR_RETURN(const SequenceWriter writer, SequenceWriter::Acquire(sequence.stored_));
+  StoredSequence& stored = writer.sequence();
+  for (int layer = 0; layer < stored.num_layers(); ++layer) {
+    impl_->builds->Add(stored.layer(layer).Cut(/*decoding=*/true), stored.shared_account());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::WaitForBuilds(const Sequence& sequence, absl::Duration timeout) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckSequence(sequence.stored_));
+  const StoredSequence& stored = *sequence.stored_;
+  int64_t num_unsealable = 0;
+  const auto built = [&] {
+    num_unsealable = 0;
+    for (int layer = 0; layer < stored.num_layers(); ++layer) {
+      for (const auto& segment : stored.layer(layer).Snapshot().segments) {
+        const Segment::State state = segment->state();
+        if (state == Segment::State::kPending) return false;
+        if (state == Segment::State::kUnsealable) ++num_unsealable;
+      }
+    }
+    return true;
+  };
+  const absl::Time deadline =
+      timeout == absl::InfiniteDuration() ? absl::InfiniteFuture() : absl::Now() + timeout;
+  if (!impl_->builds->WaitUntil(built, deadline)) {
+    return absl::DeadlineExceededError(
+        fmt::format("timeout: sequence {} still has pending segments after {}", stored.id(),
+                    absl::FormatDuration(timeout)));
+  }
+  if (num_unsealable > 0) {
+    return absl::ResourceExhaustedError(
+        fmt::format("sequence {}: {} segments could not be sealed for want of memory and stay "
+                    "exact; host memory: available {} bytes in the arena, quota {}, used {}",
+                    stored.id(), num_unsealable, impl_->context->arena->free_bytes(),
+                    stored.account().quota_bytes(), stored.account().used_bytes()));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Plan> Engine::MakePlan(const RaggedBatch& batch, const AttendOptions& options) {
+  WAVEKV_RETURN_IF_ERROR(ValidateAttendOptions(options));
+  auto sequences = Stored(batch.sequences);
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
+  auto state = std::make_shared<PlanState>();
+  state->context = impl_->context;
+  state->options = options;
+  state->sequences = std::move(sequences);
+  state->cu_seqlens.assign(batch.cu_seqlens.begin(), batch.cu_seqlens.end());
+  return Plan(std::move(state));
+}
+
+absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const TensorView& queries,
+                                           const MutableTensorView& output, const LseView& lse,
+                                           Stream stream) {
+  const auto start = std::chrono::steady_clock::now();
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
+  PlanState& state = *plan.state_;
+  const ModelSpec& model = impl_->options.model;
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k}, queries));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"output", plan.num_rows(), model.num_q_heads, model.head_dim_v}, output));
+  WAVEKV_RETURN_IF_ERROR(CheckLse("lse", plan.num_rows(), model.num_q_heads, lse));
+
+  const PlanUse use(state);
+  WAVEKV_RETURN_IF_ERROR(use.status());
+  WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  AttendStats stats;
+  AttendStep step(model, state.options, *impl_->backend, state.workspace);
+  WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
+  WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
+  WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse));
+
+  impl_->attend_calls += 1;
+  impl_->attend_rows += stats.rows;
+  impl_->tokens_visible += stats.tokens_visible;
+  impl_->tokens_exact += stats.tokens_exact;
+  impl_->tokens_estimated += stats.tokens_estimated;
+  impl_->bytes_dense += stats.bytes_dense;
+  impl_->bytes_read += stats.bytes_read;
+  impl_->attend_nanos += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+  return stats;
+}
+
+absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, int layer,
+                                                              const TensorView& queries,
+                                                              Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
+  PlanState& state = *plan.state_;
+  const ModelSpec& model = impl_->options.model;
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k}, queries));
+
+  const PlanUse use(state);
+  WAVEKV_RETURN_IF_ERROR(use.status());
+  WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  AttendStep step(model, state.options, *impl_->backend, state.workspace);
+  WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
+  return step.Retrieve();
+}
+
+}  // namespace wavekv

@@ -1,0 +1,151 @@
+#include "api/engine_impl.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "api/check_arguments.h"
+#include "fmt/format.h"
+#include "storage/status_macros.h"
+
+namespace wavekv {
+
+std::vector<std::shared_ptr<TenantStore>> Engine::Impl::AllTenants() const {
+  std::lock_guard<std::mutex> lock(mutex);
+  std::vector<std::shared_ptr<TenantStore>> all;
+  for (const auto& [id, tenant] : tenants) all.push_back(tenant);
+  return all;
+}
+
+absl::Status Engine::Impl::CheckSequence(const std::shared_ptr<StoredSequence>& sequence) const {
+  const bool known =
+      sequence != nullptr && sequence->context() == context.get() && !sequence->removed();
+  return known ? absl::OkStatus() : SequenceNotFound();
+}
+
+absl::Status Engine::Impl::CheckBatch(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+                                      absl::Span<const int32_t> cu_seqlens) const {
+  WAVEKV_RETURN_IF_ERROR(CheckCuSeqlens(cu_seqlens, static_cast<int64_t>(sequences.size())));
+  std::vector<const StoredSequence*> sorted;
+  for (const auto& sequence : sequences) {
+    WAVEKV_RETURN_IF_ERROR(CheckSequence(sequence));
+    sorted.push_back(sequence.get());
+  }
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice == sorted.end()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("sequences of a batch must differ, got sequence {} twice", (*twice)->id()));
+}
+
+absl::Status Engine::Impl::CheckLayer(int layer) const {
+  if (layer >= 0 && layer < options.model.num_layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("layer must be in [0, {}), got {}", options.model.num_layers, layer));
+}
+
+absl::Status Engine::Impl::CheckStream(Stream stream) const {
+  if (stream == nullptr) return absl::OkStatus();
+  return absl::UnimplementedError("stream must be null in a CPU engine");
+}
+
+absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+                                  absl::Span<const int32_t> cu_seqlens, int layer,
+                                  const TensorView& keys, const TensorView& values) {
+  const ModelSpec& model = options.model;
+  WAVEKV_RETURN_IF_ERROR(CheckLayer(layer));
+  WAVEKV_RETURN_IF_ERROR(CheckBatch(sequences, cu_seqlens));
+  const int64_t num_rows = cu_seqlens.back();
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"keys", num_rows, model.num_kv_heads, model.head_dim_k}, keys));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"values", num_rows, model.num_kv_heads, model.head_dim_v}, values));
+
+  std::vector<SequenceWriter> writers;
+  std::vector<StoredSequence*> keep;
+  for (const auto& sequence : sequences) {
+    WAVEKV_ASSIGN_OR_RETURN(SequenceWriter writer, SequenceWriter::Acquire(sequence));
+    writers.push_back(std::move(writer));
+    keep.push_back(sequence.get());
+  }
+
+  std::vector<PendingAppend> appends;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    StoredSequence& sequence = *sequences[i];
+    const std::shared_ptr<TenantStore> tenant = sequence.tenant();
+    if (tenant == nullptr) return SequenceNotFound();
+    const auto prepare = [&] {
+      return sequence.layer(layer).PrepareAppend(sequence.account(),
+                                                 cu_seqlens[i + 1] - cu_seqlens[i]);
+    };
+    WAVEKV_ASSIGN_OR_RETURN(PendingAppend append, tenant->WithEviction(keep, prepare));
+    appends.push_back(std::move(append));
+  }
+
+  // All rows of the batch in one call: from the caller's strides and type to the chunks'.
+  struct Flag {
+    bool finite = true;
+  };
+  std::vector<ConvertRowsTask> tasks;
+  const auto add_task = [&](const TensorView& source, int64_t row, int head, int64_t count,
+                            std::byte* target) {
+    ConvertRowsTask task;
+    task.source = static_cast<const std::byte*>(source.data) +
+                  (row * source.row_stride + head * source.head_stride) * DTypeBytes(source.dtype);
+    task.source_dtype = source.dtype;
+    task.source_stride = source.row_stride;
+    task.target = target;
+    task.target_dtype = model.kv_dtype;
+    task.target_stride = source.head_dim;
+    task.num_rows = count;
+    task.row_elements = source.head_dim;
+    tasks.push_back(task);
+  };
+  for (size_t i = 0; i < appends.size(); ++i) {
+    int64_t row = cu_seqlens[i];
+    for (const RowSlice& slice : appends[i].slices()) {
+      for (int head = 0; head < model.num_kv_heads; ++head) {
+        add_task(keys, row, head, slice.count, slice.chunk->keys(head, slice.row));
+        add_task(values, row, head, slice.count, slice.chunk->values(head, slice.row));
+      }
+      row += slice.count;
+    }
+  }
+  std::vector<Flag> flags(tasks.size());
+  for (size_t i = 0; i < tasks.size(); ++i) tasks[i].all_finite = &flags[i].finite;
+  WAVEKV_RETURN_IF_ERROR(backend->ConvertRows(tasks));
+  for (size_t i = 0; i < flags.size(); ++i) {
+    if (flags[i].finite) continue;
+    return absl::InvalidArgumentError(fmt::format(
+        "{} must be finite in {}, got NaN, infinity or a number out of its range in kv head {}",
+        i % 2 == 0 ? "keys" : "values", DTypeName(model.kv_dtype), i / 2 % model.num_kv_heads));
+  }
+
+  for (size_t i = 0; i < appends.size(); ++i) {
+    LayerCache& cache = sequences[i]->layer(layer);
+    const bool decoding = cu_seqlens[i + 1] - cu_seqlens[i] <= kDecodeRowsMax;
+    cache.Commit(std::move(appends[i]));
+    builds->Add(cache.Cut(decoding), sequences[i]->shared_account());
+    sequences[i]->Touch();
+  }
+  appended_tokens += num_rows;
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::PinStep(PlanState& plan, int layer) const {
+  AttendWorkspace& workspace = plan.workspace;
+  workspace.views.resize(plan.sequences.size());
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    SequenceView& view = workspace.views[i];
+    view.first_row = plan.cu_seqlens[i];
+    view.num_rows = plan.cu_seqlens[i + 1] - plan.cu_seqlens[i];
+    view.causal = plan.options.causal;
+    PinLayer(*plan.sequences[i], layer, view);
+    // Asked after pinning: a sequence that still exists now had all its tokens when they were
+    // pinned.
+    if (plan.sequences[i]->removed()) return SequenceNotFound();
+    plan.sequences[i]->Touch();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace wavekv

@@ -1,0 +1,70 @@
+// What an engine owns. Internal to api/.
+#ifndef WAVEKV_API_ENGINE_IMPL_H_
+#define WAVEKV_API_ENGINE_IMPL_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "api/attend_step.h"
+#include "api/build_queue.h"
+#include "compute/backend.h"
+#include "storage/tenant_store.h"
+#include "wavekv/engine.h"
+
+namespace wavekv {
+
+struct PlanState {
+  std::shared_ptr<StoreContext> context;  // of the engine that made it
+  AttendOptions options;
+  std::vector<std::shared_ptr<StoredSequence>> sequences;
+  std::vector<int32_t> cu_seqlens;
+  std::atomic<bool> busy{false};
+  AttendWorkspace workspace;
+};
+
+struct Engine::Impl {
+  EngineOptions options;
+  std::shared_ptr<StoreContext> context;
+  std::shared_ptr<Executor> executor;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<BuildQueue> builds;
+
+  mutable std::mutex mutex;
+  std::map<std::string, std::shared_ptr<TenantStore>> tenants;  // guarded by mutex
+
+  // Running totals of EngineStats.
+  std::atomic<int64_t> appended_tokens{0};
+  std::atomic<int64_t> attend_calls{0};
+  std::atomic<int64_t> attend_rows{0};
+  std::atomic<int64_t> tokens_visible{0};
+  std::atomic<int64_t> tokens_exact{0};
+  std::atomic<int64_t> tokens_estimated{0};
+  std::atomic<int64_t> bytes_dense{0};
+  std::atomic<int64_t> bytes_read{0};
+  std::atomic<int64_t> attend_nanos{0};
+
+  std::vector<std::shared_ptr<TenantStore>> AllTenants() const;
+
+  // NOT_FOUND unless the sequence lives in this engine.
+  absl::Status CheckSequence(const std::shared_ptr<StoredSequence>& sequence) const;
+  absl::Status CheckBatch(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+                          absl::Span<const int32_t> cu_seqlens) const;
+  absl::Status CheckLayer(int layer) const;
+  absl::Status CheckStream(Stream stream) const;
+
+  absl::Status Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+                      absl::Span<const int32_t> cu_seqlens, int layer, const TensorView& keys,
+                      const TensorView& values);
+
+  // Pins the layer of the plan's sequences in its workspace; NOT_FOUND when one has been removed.
+  absl::Status PinStep(PlanState& plan, int layer) const;
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_API_ENGINE_IMPL_H_

@@ -1,0 +1,142 @@
+#include "wavekv/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "fmt/format.h"
+#include "storage/arena.h"
+#include "storage/cluster_index.h"
+#include "storage/layer_cache.h"
+#include "storage/status_macros.h"
+
+namespace wavekv {
+namespace {
+
+template <typename... Args>
+absl::Status Invalid(fmt::format_string<Args...> format, Args&&... args) {
+  return absl::InvalidArgumentError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+absl::Status CheckRange(const char* field, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return Invalid("{} must be in [{}, {}], got {}", field, min, max, value);
+}
+
+absl::Status CheckHeadDim(const char* field, int64_t head_dim) {
+  if (head_dim >= kHeadDimStep && head_dim <= kHeadDimMax && head_dim % kHeadDimStep == 0) {
+    return absl::OkStatus();
+  }
+  return Invalid("{} must be a multiple of {} in [{}, {}], got {}", field, kHeadDimStep,
+                 kHeadDimStep, kHeadDimMax, head_dim);
+}
+
+absl::Status CheckDType(const char* field, DType dtype) {
+  if (DTypeBytes(dtype) > 0) return absl::OkStatus();
+  return Invalid("{} must be fp32, fp16 or bf16, got {}", field, static_cast<int>(dtype));
+}
+
+absl::Status ValidateModel(const ModelSpec& model) {
+  WAVEKV_RETURN_IF_ERROR(CheckRange("model.num_layers", model.num_layers, 1, 65536));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("model.num_q_heads", model.num_q_heads, 1, 65536));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("model.num_kv_heads", model.num_kv_heads, 1, 65536));
+  if (model.num_q_heads % model.num_kv_heads != 0) {
+    return Invalid("model.num_q_heads must be a multiple of model.num_kv_heads ({}), got {}",
+                   model.num_kv_heads, model.num_q_heads);
+  }
+  WAVEKV_RETURN_IF_ERROR(CheckHeadDim("model.head_dim_k", model.head_dim_k));
+  if (model.head_dim_v != 0) {
+    WAVEKV_RETURN_IF_ERROR(CheckHeadDim("model.head_dim_v", model.head_dim_v));
+  }
+  WAVEKV_RETURN_IF_ERROR(CheckDType("model.kv_dtype", model.kv_dtype));
+  if (!std::isfinite(model.softmax_scale) || model.softmax_scale < 0.0f) {
+    return Invalid("model.softmax_scale must be finite and >= 0 (0: 1 / sqrt(head_dim_k)), got {}",
+                   model.softmax_scale);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateIndex(const IndexOptions& index) {
+  const auto check_cut = [](const char* field, int64_t tokens) -> absl::Status {
+    if (tokens >= kChunkTokens && tokens <= kSegmentTokensMax && tokens % kChunkTokens == 0) {
+      return absl::OkStatus();
+    }
+    return Invalid("{} must be a multiple of {} in [{}, {}], got {}", field, kChunkTokens,
+                   kChunkTokens, kSegmentTokensMax, tokens);
+  };
+  WAVEKV_RETURN_IF_ERROR(check_cut("index.segment_tokens", index.segment_tokens));
+  WAVEKV_RETURN_IF_ERROR(check_cut("index.update_tokens", index.update_tokens));
+  if (index.segment_tokens % index.update_tokens != 0) {
+    return Invalid("index.update_tokens must divide index.segment_tokens ({}), got {}",
+                   index.segment_tokens, index.update_tokens);
+  }
+  WAVEKV_RETURN_IF_ERROR(
+      CheckRange("index.tokens_per_cluster", index.tokens_per_cluster, 1, kSegmentTokensMax));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("index.cluster_tokens_max", index.cluster_tokens_max,
+                                    index.tokens_per_cluster, kSegmentTokensMax));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("index.kmeans_iterations", index.kmeans_iterations, 0, 1000));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("index.sink_tokens", index.sink_tokens, 0, kSegmentTokensMax));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckRange("index.window_tokens", index.window_tokens, 0, int64_t{1} << 40));
+  return CheckDType("index.statistics_dtype", index.statistics_dtype);
+}
+
+absl::Status ValidateQuota(const char* field, const TenantQuota& quota) {
+  if (quota.host_bytes < 0) {
+    return Invalid("{}.host_bytes must be >= 0 (0: the whole arena), got {}", field,
+                   quota.host_bytes);
+  }
+  if (quota.max_sequences < 0) {
+    return Invalid("{}.max_sequences must be >= 0 (0: no ceiling), got {}", field,
+                   quota.max_sequences);
+  }
+  if (quota.on_limit != TenantQuota::OnLimit::kReject &&
+      quota.on_limit != TenantQuota::OnLimit::kEvictOwn) {
+    return Invalid("{}.on_limit must be kReject or kEvictOwn, got {}", field,
+                   static_cast<int>(quota.on_limit));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateBudget(const char* field, const Budget& budget) {
+  if (!budget.is_ratio() || (budget.ratio() >= 0.0 && budget.ratio() <= 1.0)) {
+    return absl::OkStatus();
+  }
+  return Invalid("{} must be a ratio in [0, 1] or a number of tokens >= 0, got ratio {}", field,
+                 budget.ratio());
+}
+
+}  // namespace
+
+absl::Status ValidateEngineOptions(const EngineOptions& options) {
+  WAVEKV_RETURN_IF_ERROR(ValidateModel(options.model));
+  WAVEKV_RETURN_IF_ERROR(ValidateIndex(options.index));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("arena_bytes", options.arena_bytes, Arena::kBlockBytes,
+                                    std::numeric_limits<int64_t>::max()));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("worker_threads", options.worker_threads, 0, 4096));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("build_threads", options.build_threads, 1, 4096));
+  if (options.device != Device::kCpu && options.device != Device::kCuda) {
+    return Invalid("device must be kCpu or kCuda, got {}", static_cast<int>(options.device));
+  }
+  return ValidateQuota("default_quota", options.default_quota);
+}
+
+absl::Status ValidateTenantQuota(const TenantQuota& quota) { return ValidateQuota("quota", quota); }
+
+absl::Status ValidateAttendOptions(const AttendOptions& options) {
+  WAVEKV_RETURN_IF_ERROR(ValidateBudget("retrieval", options.retrieval));
+  WAVEKV_RETURN_IF_ERROR(ValidateBudget("estimation", options.estimation));
+  if (options.lse_base != LseBase::kE && options.lse_base != LseBase::k2) {
+    return Invalid("lse_base must be kE or k2, got {}", static_cast<int>(options.lse_base));
+  }
+  return absl::OkStatus();
+}
+
+int64_t Budget::Resolve(int64_t num_tokens) const {
+  if (!is_ratio()) return std::min(tokens_, num_tokens);
+  if (ratio_ >= 1.0) return num_tokens;
+  return std::min(num_tokens, static_cast<int64_t>(std::ceil(ratio_ * num_tokens)));
+}
+
+}  // namespace wavekv

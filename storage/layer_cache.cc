@@ -1,0 +1,179 @@
+#include "storage/layer_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "storage/status_macros.h"
+
+namespace wavekv {
+namespace {
+
+int64_t NumChunks(int64_t num_tokens) { return (num_tokens + kChunkTokens - 1) / kChunkTokens; }
+
+void CopyRows(const ModelSpec& model, const RowChunk& from, RowChunk& to, int64_t count) {
+  for (int head = 0; head < model.num_kv_heads; ++head) {
+    std::memcpy(to.keys(head, 0), from.keys(head, 0), count * model.key_row_bytes());
+    std::memcpy(to.values(head, 0), from.values(head, 0), count * model.value_row_bytes());
+  }
+}
+
+}  // namespace
+
+PendingAppend::~PendingAppend() {
+  for (const RowSlice& slice : slices_) slice.chunk->Unclaim(slice.row, slice.count);
+}
+
+absl::StatusOr<PendingAppend> LayerCache::PrepareAppend(MemoryAccount& account, int64_t num_rows) {
+  PendingAppend append;
+  append.num_rows_ = num_rows;
+  for (int64_t done = 0; done < num_rows;) {
+    WAVEKV_ASSIGN_OR_RETURN(RowSlice slice,
+                            PrepareSlice(account, contents_.length + done, num_rows - done));
+    done += slice.count;
+    append.slices_.push_back(std::move(slice));
+  }
+  return append;
+}
+
+absl::StatusOr<RowSlice> LayerCache::PrepareSlice(MemoryAccount& account, int64_t position,
+                                                  int64_t rows_left) const {
+  RowSlice slice;
+  slice.is_sink = position < rule_.sink_tokens;
+  const int64_t capacity = slice.is_sink ? rule_.sink_tokens : kChunkTokens;
+  const int64_t offset = slice.is_sink ? position : position - contents_.tail_begin(rule_);
+  slice.row = offset % capacity;
+  slice.count = std::min(rows_left, capacity - slice.row);
+
+  std::shared_ptr<RowChunk> last;  // the chunk that already holds the row before, if any
+  if (slice.row > 0) last = slice.is_sink ? contents_.sinks : contents_.tail[offset / capacity];
+  if (last != nullptr && last->Claim(slice.row, slice.count)) {
+    slice.chunk = std::move(last);
+    slice.place = RowSlice::Place::kInPlace;
+    return slice;
+  }
+  WAVEKV_ASSIGN_OR_RETURN(slice.chunk,
+                          RowChunk::Create(account, model_, capacity, position - slice.row));
+  slice.chunk->Claim(0, slice.row + slice.count);
+  if (last != nullptr) {
+    CopyRows(model_, *last, *slice.chunk, slice.row);
+    slice.place = RowSlice::Place::kReplace;
+  }
+  return slice;
+}
+
+void LayerCache::Commit(PendingAppend append) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (RowSlice& slice : append.slices_) {
+    if (slice.place == RowSlice::Place::kInPlace) continue;
+    if (slice.is_sink) {
+      contents_.sinks = std::move(slice.chunk);
+    } else if (slice.place == RowSlice::Place::kReplace) {
+      contents_.tail.back() = std::move(slice.chunk);
+    } else {
+      contents_.tail.push_back(std::move(slice.chunk));
+    }
+  }
+  contents_.length += append.num_rows_;
+  append.slices_.clear();
+}
+
+std::vector<std::shared_ptr<Segment>> LayerCache::Cut(bool decoding) {
+  std::vector<std::shared_ptr<Segment>> to_build;
+  for (const std::shared_ptr<Segment>& segment : contents_.segments) {
+    if (segment->RetryUnsealable()) to_build.push_back(segment);
+  }
+  const auto cut = [&](int64_t num_tokens) {
+    const int64_t begin = contents_.tail_begin(rule_);
+    const auto first = contents_.tail.begin();
+    const auto last = first + num_tokens / kChunkTokens;
+    auto segment = std::make_shared<Segment>(
+        begin, begin + num_tokens,
+        RowChunks(std::make_move_iterator(first), std::make_move_iterator(last)));
+    contents_.tail.erase(first, last);
+    contents_.segments.push_back(segment);
+    to_build.push_back(std::move(segment));
+  };
+  const auto num_cuttable = [&] {
+    return contents_.length - rule_.window_tokens - contents_.tail_begin(rule_);
+  };
+
+  std::lock_guard<std::mutex> lock(mutex_);
+  while (num_cuttable() >= rule_.segment_tokens) cut(rule_.segment_tokens);
+  if (decoding && num_cuttable() >= rule_.update_tokens) {
+    cut(num_cuttable() / rule_.update_tokens * rule_.update_tokens);
+  }
+  return to_build;
+}
+
+LayerContents LayerCache::Snapshot() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return contents_;
+}
+
+int64_t LayerCache::length() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return contents_.length;
+}
+
+absl::StatusOr<LayerContents> LayerCache::Prefix(MemoryAccount& account, int64_t num_tokens) const {
+  LayerContents prefix = Snapshot();
+  prefix.length = num_tokens;
+  if (num_tokens == 0) prefix.sinks.reset();
+
+  RowChunks boundary = std::move(prefix.tail);  // chunks from which the new tail is taken
+  int64_t boundary_begin = prefix.tail_begin(rule_);
+  while (!prefix.segments.empty() && prefix.segments.back()->end() > num_tokens) {
+    const std::shared_ptr<Segment> segment = std::move(prefix.segments.back());
+    prefix.segments.pop_back();
+    boundary_begin = segment->begin();
+    boundary.clear();
+    if (num_tokens <= segment->begin()) continue;
+    Segment::Pin pin = segment->Read();
+    boundary = std::move(pin.chunks);
+    if (pin.sealed != nullptr) {
+      WAVEKV_ASSIGN_OR_RETURN(
+          boundary, Unseal(account, *segment, *pin.sealed, num_tokens - segment->begin()));
+    }
+  }
+  boundary.resize(NumChunks(std::max<int64_t>(0, num_tokens - boundary_begin)));
+  prefix.tail = std::move(boundary);
+  return prefix;
+}
+
+absl::StatusOr<RowChunks> LayerCache::Unseal(MemoryAccount& account, const Segment& segment,
+                                             const SealedSegment& sealed,
+                                             int64_t num_tokens) const {
+  RowChunks chunks;
+  for (int64_t first = 0; first < num_tokens; first += kChunkTokens) {
+    WAVEKV_ASSIGN_OR_RETURN(
+        std::shared_ptr<RowChunk> chunk,
+        RowChunk::Create(account, model_, kChunkTokens, segment.begin() + first));
+    chunk->Claim(0, std::min(kChunkTokens, num_tokens - first));
+    chunks.push_back(std::move(chunk));
+  }
+  const int64_t key_bytes = model_.key_row_bytes();
+  const int64_t value_bytes = model_.value_row_bytes();
+  for (int head = 0; head < model_.num_kv_heads; ++head) {
+    const ClusterIndex& index = sealed.heads[head].index;
+    for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
+      const KvRange range = index.cluster_range(cluster);
+      for (int64_t i = 0; i < range.num_tokens; ++i) {
+        const int64_t token = range.positions[i];
+        if (token >= num_tokens) continue;
+        const RowChunk& chunk = *chunks[token / kChunkTokens];
+        const int64_t row = token % kChunkTokens;
+        std::memcpy(chunk.keys(head, row), range.keys + i * key_bytes, key_bytes);
+        std::memcpy(chunk.values(head, row), range.values + i * value_bytes, value_bytes);
+      }
+    }
+  }
+  return chunks;
+}
+
+void LayerCache::Replace(LayerContents contents) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::swap(contents_, contents);  // what was there is freed, and zeroed, after the lock
+}
+
+}  // namespace wavekv

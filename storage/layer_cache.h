@@ -1,0 +1,118 @@
+// One layer of one sequence: its tokens, in position order, as sinks, segments and a growing tail.
+#ifndef WAVEKV_STORAGE_LAYER_CACHE_H_
+#define WAVEKV_STORAGE_LAYER_CACHE_H_
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "storage/segment.h"
+#include "wavekv/model_spec.h"
+
+namespace wavekv {
+
+// Rows of a growing chunk. Cuts fall on chunk boundaries, so segment lengths are multiples of it.
+inline constexpr int64_t kChunkTokens = 64;
+
+// When the tail is cut into segments; the meanings are those of IndexOptions.
+struct CutRule {
+  int64_t segment_tokens = 8192;
+  int64_t update_tokens = 1024;
+  int64_t sink_tokens = 4;
+  int64_t window_tokens = 64;
+};
+
+// The tokens of a layer. A value: copying it shares everything, so a copy is a consistent view that
+// stays readable whatever happens to the original.
+//
+// Positions: sinks hold [0, sink_tokens), segments the runs that follow one another from there, the
+// tail all tokens behind the last segment, kChunkTokens a chunk.
+struct LayerContents {
+  int64_t length = 0;
+  std::shared_ptr<RowChunk> sinks;
+  std::vector<std::shared_ptr<Segment>> segments;
+  RowChunks tail;
+
+  int64_t tail_begin(const CutRule& rule) const {
+    return segments.empty() ? rule.sink_tokens : segments.back()->end();
+  }
+};
+
+// Where some of an append's rows go.
+struct RowSlice {
+  enum class Place : uint8_t {
+    kInPlace,  // into the chunk that is last already
+    kReplace,  // into a copy of it, because others have claimed its next rows
+    kNew,      // into a chunk of its own
+  };
+
+  std::shared_ptr<RowChunk> chunk;
+  Place place = Place::kNew;
+  bool is_sink = false;
+  int64_t row = 0;
+  int64_t count = 0;
+};
+
+// Room for rows that are not yet part of a layer. Destroyed without Commit, it leaves no trace.
+class PendingAppend {
+ public:
+  PendingAppend() = default;
+  PendingAppend(PendingAppend&&) = default;
+  PendingAppend& operator=(PendingAppend&& other) noexcept {
+    slices_.swap(other.slices_);
+    std::swap(num_rows_, other.num_rows_);
+    return *this;
+  }
+  ~PendingAppend();
+
+  const std::vector<RowSlice>& slices() const { return slices_; }
+
+ private:
+  friend class LayerCache;
+  std::vector<RowSlice> slices_;
+  int64_t num_rows_ = 0;
+};
+
+// Threads: one writer (PrepareAppend, Commit, Cut, Replace); any number of readers (Snapshot,
+// length).
+class LayerCache {
+ public:
+  LayerCache(const ModelSpec& model, const CutRule& rule) : model_(model), rule_(rule) {}
+
+  // Claims room for num_rows rows behind the last; nothing is visible until they are written and
+  // committed. RESOURCE_EXHAUSTED from the account.
+  absl::StatusOr<PendingAppend> PrepareAppend(MemoryAccount& account, int64_t num_rows);
+  void Commit(PendingAppend append);
+
+  // Closes what the rule says may be closed: whole segments, and while tokens are generated
+  // (`decoding`) also multiples of update_tokens. Returns the new segments and those whose last
+  // build failed, for building.
+  std::vector<std::shared_ptr<Segment>> Cut(bool decoding);
+
+  LayerContents Snapshot() const;
+  int64_t length() const;
+
+  // The first num_tokens tokens; survivors of a sealed segment are copied back into chunks in
+  // position order. REQUIRES: num_tokens <= length(). RESOURCE_EXHAUSTED from the account.
+  absl::StatusOr<LayerContents> Prefix(MemoryAccount& account, int64_t num_tokens) const;
+  void Replace(LayerContents contents);
+
+ private:
+  absl::StatusOr<RowSlice> PrepareSlice(MemoryAccount& account, int64_t position,
+                                        int64_t rows_left) const;
+  absl::StatusOr<RowChunks> Unseal(MemoryAccount& account, const Segment& segment,
+                                   const SealedSegment& sealed, int64_t num_tokens) const;
+
+  const ModelSpec model_;
+  const CutRule rule_;
+
+  mutable std::mutex mutex_;
+  LayerContents contents_;  // written under mutex_ by the one writer, who may read it without
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_STORAGE_LAYER_CACHE_H_

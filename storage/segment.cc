@@ -1,0 +1,77 @@
+#include "storage/segment.h"
+
+#include <utility>
+
+#include "storage/status_macros.h"
+
+namespace wavekv {
+
+absl::StatusOr<std::shared_ptr<RowChunk>> RowChunk::Create(MemoryAccount& account,
+                                                           const ModelSpec& model, int64_t capacity,
+                                                           int64_t position_begin) {
+  WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(capacity * model.token_bytes()));
+  return std::shared_ptr<RowChunk>(
+      new RowChunk(std::move(extent), model, capacity, position_begin));
+}
+
+RowChunk::RowChunk(Extent extent, const ModelSpec& model, int64_t capacity, int64_t position_begin)
+    : extent_(std::move(extent)),
+      capacity_(capacity),
+      position_begin_(position_begin),
+      key_row_bytes_(model.key_row_bytes()),
+      value_row_bytes_(model.value_row_bytes()) {}
+
+bool RowChunk::Claim(int64_t row, int64_t count) {
+  return claimed_.compare_exchange_strong(row, row + count);
+}
+
+void RowChunk::Unclaim(int64_t row, int64_t count) {
+  int64_t end = row + count;
+  claimed_.compare_exchange_strong(end, row);
+}
+
+std::byte* RowChunk::keys(int kv_head, int64_t row) const {
+  return extent_.data() + kv_head * capacity_ * (key_row_bytes_ + value_row_bytes_) +
+         row * key_row_bytes_;
+}
+
+std::byte* RowChunk::values(int kv_head, int64_t row) const {
+  return keys(kv_head, capacity_) + row * value_row_bytes_;
+}
+
+KvRange RowChunk::Range(int kv_head, int64_t count) const {
+  return {keys(kv_head, 0), values(kv_head, 0), count, position_begin_, nullptr};
+}
+
+Segment::Pin Segment::Read() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (sealed_ != nullptr) return {sealed_, {}};
+  return {nullptr, chunks_};
+}
+
+Segment::State Segment::state() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return state_;
+}
+
+void Segment::Seal(std::shared_ptr<const SealedSegment> sealed) {
+  RowChunks released;  // freed, and zeroed, outside the lock
+  std::lock_guard<std::mutex> lock(mutex_);
+  state_ = State::kSealed;
+  sealed_ = std::move(sealed);
+  released.swap(chunks_);
+}
+
+void Segment::MarkUnsealable() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  state_ = State::kUnsealable;
+}
+
+bool Segment::RetryUnsealable() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (state_ != State::kUnsealable) return false;
+  state_ = State::kPending;
+  return true;
+}
+
+}  // namespace wavekv

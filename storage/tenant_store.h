@@ -1,0 +1,175 @@
+// Tenants and their sequences: who exists, who may write, who pays.
+#ifndef WAVEKV_STORAGE_TENANT_STORE_H_
+#define WAVEKV_STORAGE_TENANT_STORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "storage/layer_cache.h"
+#include "storage/memory_account.h"
+
+namespace wavekv {
+
+class TenantStore;
+
+// What all tenants of an engine share.
+struct StoreContext {
+  ModelSpec model;
+  CutRule cut_rule;
+  std::shared_ptr<Arena> arena;
+  std::atomic<uint64_t> next_sequence_id{1};
+  std::atomic<uint64_t> clock{1};  // ticks at every use of a sequence; orders them by recency
+};
+
+// One request's token stream: a LayerCache per layer.
+//
+// Threads: writes are guarded by SequenceWriter; everything else may be called at any time.
+class StoredSequence {
+ public:
+  StoredSequence(std::shared_ptr<StoreContext> context, std::shared_ptr<MemoryAccount> account,
+                 std::weak_ptr<TenantStore> tenant);
+
+  uint64_t id() const { return id_; }
+  // nullptr when the tenant is gone.
+  std::shared_ptr<TenantStore> tenant() const { return tenant_.lock(); }
+  const StoreContext* context() const { return context_.get(); }
+  MemoryAccount& account() const { return *account_; }
+  const std::shared_ptr<MemoryAccount>& shared_account() const { return account_; }
+
+  int num_layers() const { return static_cast<int>(layers_.size()); }
+  LayerCache& layer(int layer) { return *layers_[layer]; }
+  const LayerCache& layer(int layer) const { return *layers_[layer]; }
+
+  // Tokens in the shortest layer.
+  int64_t length() const;
+
+  bool removed() const { return removed_.load(std::memory_order_acquire); }
+
+  // Marks the sequence as just used.
+  void Touch() { last_use_.store(context_->clock.fetch_add(1), std::memory_order_relaxed); }
+  uint64_t last_use() const { return last_use_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class SequenceWriter;
+  friend class TenantStore;
+
+  // Lets go of all tokens; the handle is stale from now on.
+  void RemoveContents();
+
+  const std::shared_ptr<StoreContext> context_;
+  const std::shared_ptr<MemoryAccount> account_;
+  const std::weak_ptr<TenantStore> tenant_;
+  const uint64_t id_;
+  std::vector<std::unique_ptr<LayerCache>> layers_;
+
+  std::atomic<bool> writing_{false};
+  std::atomic<bool> removed_{false};
+  std::atomic<uint64_t> last_use_{0};
+};
+
+// The right to write to a sequence, held for the scope of a call.
+class SequenceWriter {
+ public:
+  // ABORTED when another call writes to the sequence, NOT_FOUND when it was removed.
+  static absl::StatusOr<SequenceWriter> Acquire(std::shared_ptr<StoredSequence> sequence);
+  // Waits for the present writer, if any; for closing, which must not fail.
+  static SequenceWriter AcquireForClosing(std::shared_ptr<StoredSequence> sequence);
+
+  SequenceWriter(SequenceWriter&& other) noexcept : sequence_(std::move(other.sequence_)) {}
+  SequenceWriter& operator=(SequenceWriter&&) = delete;
+  ~SequenceWriter();
+
+  StoredSequence& sequence() const { return *sequence_; }
+
+ private:
+  explicit SequenceWriter(std::shared_ptr<StoredSequence> sequence)
+      : sequence_(std::move(sequence)) {}
+
+  std::shared_ptr<StoredSequence> sequence_;
+};
+
+// The one answer for unknown, stale and foreign handles, so that none can be told from another.
+absl::Status SequenceNotFound();
+
+// Quota of a tenant, as in TenantQuota.
+struct StoreQuota {
+  int64_t host_bytes = 0;
+  int64_t max_sequences = 0;
+  bool evict_own = false;
+};
+
+// The sequences of one tenant.
+//
+// Threads: safe. The lock is never held while bytes are copied or freed.
+class TenantStore : public std::enable_shared_from_this<TenantStore> {
+ public:
+  // REQUIRES: owned by a shared_ptr.
+  TenantStore(std::string id, std::shared_ptr<StoreContext> context, const StoreQuota& quota);
+
+  absl::StatusOr<std::shared_ptr<StoredSequence>> CreateSequence();
+  absl::StatusOr<std::shared_ptr<StoredSequence>> Fork(
+      const std::shared_ptr<StoredSequence>& parent, std::optional<int64_t> prefix_tokens);
+  absl::Status Truncate(const std::shared_ptr<StoredSequence>& sequence, int64_t new_length);
+  absl::Status Remove(const std::shared_ptr<StoredSequence>& sequence);
+
+  // Removes all sequences; every later call answers NOT_FOUND.
+  void Close();
+
+  // Calls attempt() until it succeeds, fails otherwise than with RESOURCE_EXHAUSTED, or nothing is
+  // left to evict; between two calls the least recently used sequence not in `keep` is removed, if
+  // the quota says so.
+  template <typename Attempt>
+  auto WithEviction(absl::Span<StoredSequence* const> keep, Attempt attempt) {
+    auto result = attempt();
+    while (!result.ok() && IsExhausted(result) && EvictOne(keep)) result = attempt();
+    return result;
+  }
+
+  void SetQuota(const StoreQuota& quota);
+
+  const std::string& id() const { return id_; }
+  const std::shared_ptr<StoreContext>& context() const { return context_; }
+  const MemoryAccount& account() const { return *account_; }
+  bool closed() const;
+  int64_t num_sequences() const;
+  int64_t evicted_sequences_total() const { return evicted_sequences_total_.load(); }
+  std::vector<std::shared_ptr<StoredSequence>> sequences() const;
+
+ private:
+  static bool IsExhausted(const absl::Status& status) {
+    return status.code() == absl::StatusCode::kResourceExhausted;
+  }
+  template <typename T>
+  static bool IsExhausted(const absl::StatusOr<T>& result) {
+    return IsExhausted(result.status());
+  }
+
+  absl::Status CheckOwned(const std::shared_ptr<StoredSequence>& sequence) const;
+  absl::StatusOr<std::shared_ptr<StoredSequence>> Insert(std::shared_ptr<StoredSequence> sequence);
+  bool EvictOne(absl::Span<StoredSequence* const> keep);
+
+  const std::string id_;
+  const std::shared_ptr<StoreContext> context_;
+  const std::shared_ptr<MemoryAccount> account_;
+  std::atomic<int64_t> evicted_sequences_total_{0};
+
+  mutable std::mutex mutex_;
+  // Guarded by mutex_.
+  StoreQuota quota_;
+  bool closed_ = false;
+  std::map<uint64_t, std::shared_ptr<StoredSequence>> sequences_;
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_STORAGE_TENANT_STORE_H_

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/attend_few_queries.h"
 #include "storage/float16.h"
 
 namespace wavekv::cpu {
@@ -53,6 +54,7 @@ void AttendOneQuery(const AttendRowsTask& task, int query) {
 }  // namespace
 
 void AttendRows(const AttendRowsTask& task) {
+  if (task.num_queries <= kFewQueries) return AttendFewQueries(task);
   for (int i = 0; i < task.num_queries; ++i) AttendOneQuery(task, i);
 }
 

@@ -1,0 +1,111 @@
+#include "cpu/attend_few_queries.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/row_tiles.h"
+#include "cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/attend_few_queries.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include "cpu/exp-inl.h"
+#include "cpu/row_kernels-inl.h"
+#include "cpu/softmax-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace wavekv::cpu::HWY_NAMESPACE {
+
+// All state of a task, on the stack: 50 KiB.
+struct Scratch {
+  alignas(64) float queries[kFewQueries * kHeadDimMax];  // paired order
+  alignas(64) float sums[kFewQueries * kHeadDimMax];     // paired order; of unnormalised weights
+  alignas(64) float logits[kFewQueries * RowTile::kRows];
+  OnlineSoftmax softmax[kFewQueries];
+  RowTile tiles[2];
+};
+
+// Hides from each query what it does not see.
+void MaskLogits(const AttendRowsTask& task, const RowTile& tile, float* logits) {
+  if (task.visible_end == nullptr) return;
+  for (int q = 0; q < task.num_queries; ++q) {
+    MaskRow(tile, task.visible_end[q], logits + q * RowTile::kRows);
+  }
+}
+
+template <DType kType>
+void AttendTile(const AttendRowsTask& task, const RowTile& tile, const RowTile& next,
+                Scratch& scratch) {
+  const int dim_k = task.shape.head_dim_k, dim_v = task.shape.head_dim_v;
+  WithVectorsFor(dim_k, [&](auto d) HWY_ATTR {
+    DotRows<kType>(d, tile.keys, tile.num_rows, scratch.queries, task.num_queries, dim_k,
+                   scratch.logits, RowTile::kRows, next.keys, 0);
+  });
+  MaskLogits(task, tile, scratch.logits);
+  for (int q = 0; q < task.num_queries; ++q) {
+    const float shrink =
+        scratch.softmax[q].Weigh(scratch.logits + q * RowTile::kRows, tile.num_rows);
+    if (shrink != 1.0f) ScaleRow(scratch.sums + q * dim_v, dim_v, shrink);
+  }
+  WithVectorsFor(dim_v, [&](auto d) HWY_ATTR {
+    AddWeightedRows<kType>(d, tile.values, tile.num_rows, scratch.logits, RowTile::kRows,
+                           task.num_queries, scratch.sums, dim_v);
+  });
+}
+
+template <DType kType>
+void Attend(const AttendRowsTask& task) {
+  const int dim_k = task.shape.head_dim_k, dim_v = task.shape.head_dim_v;
+  Scratch scratch;
+  WithVectorsFor(dim_k, [&](auto d) HWY_ATTR {
+    StorePaired<kType>(d, task.queries, task.num_queries * dim_k, scratch.queries);
+  });
+  std::fill_n(scratch.sums, task.num_queries * dim_v, 0.0f);
+
+  RowTiles rows(task.ranges, task.shape);
+  RowTile* tile = &scratch.tiles[0];
+  RowTile* next = &scratch.tiles[1];
+  for (bool more = rows.Next(tile); more; std::swap(tile, next)) {
+    more = rows.Next(next);
+    AttendTile<kType>(task, *tile, more ? *next : *tile, scratch);
+  }
+
+  WithVectorsFor(dim_v, [&](auto d) HWY_ATTR {
+    LoadPaired<kType>(d, scratch.sums, task.num_queries * dim_v, task.output);
+  });
+  for (int q = 0; q < task.num_queries; ++q) {
+    task.lse[q] = scratch.softmax[q].lse();
+    ScaleRow(task.output + static_cast<int64_t>(q) * dim_v, dim_v,
+             scratch.softmax[q].inverse_mass());
+  }
+}
+
+void AttendFewQueriesOf(const AttendRowsTask& task) {
+  switch (task.shape.dtype) {
+    case DType::kFloat32:
+      return Attend<DType::kFloat32>(task);
+    case DType::kFloat16:
+      return Attend<DType::kFloat16>(task);
+    case DType::kBFloat16:
+      return Attend<DType::kBFloat16>(task);
+  }
+}
+
+}  // namespace wavekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace wavekv::cpu {
+
+HWY_EXPORT(AttendFewQueriesOf);
+
+void AttendFewQueries(const AttendRowsTask& task) {
+  HWY_DYNAMIC_DISPATCH(AttendFewQueriesOf)(task);
+}
+
+}  // namespace wavekv::cpu
+#endif  // HWY_ONCE

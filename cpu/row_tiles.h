@@ -1,0 +1,83 @@
+// The rows of many ranges, a tile at a time.
+#ifndef WAVEKV_CPU_ROW_TILES_H_
+#define WAVEKV_CPU_ROW_TILES_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "storage/kv_range.h"
+
+namespace wavekv::cpu {
+
+// Rows from one range or several, by address: short clusters fill a tile together.
+struct RowTile {
+  static constexpr int kRows = 64;
+
+  int num_rows = 0;
+  // The last row is repeated to the end, so that kernels may read whole groups of rows.
+  const std::byte* keys[kRows];
+  const std::byte* values[kRows];
+  int64_t positions[kRows];  // of the first num_rows
+  int64_t first_position = 0;
+  int64_t last_position = 0;
+};
+
+// Walks the rows of `ranges` in order.
+class RowTiles {
+ public:
+  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape)
+      : ranges_(ranges),
+        key_bytes_(shape.head_dim_k * DTypeBytes(shape.dtype)),
+        value_bytes_(shape.head_dim_v * DTypeBytes(shape.dtype)) {}
+
+  // Fills the next tile; false when no row is left.
+  bool Next(RowTile* tile) {
+    tile->num_rows = 0;
+    while (tile->num_rows < RowTile::kRows && range_ < ranges_.size()) {
+      const KvRange& range = ranges_[range_];
+      const int64_t count =
+          std::min<int64_t>(RowTile::kRows - tile->num_rows, range.num_tokens - token_);
+      Append(range, count, tile);
+      token_ += count;
+      if (token_ == range.num_tokens) {
+        ++range_;
+        token_ = 0;
+      }
+    }
+    if (tile->num_rows == 0) return false;
+    const auto [first, last] =
+        std::minmax_element(tile->positions, tile->positions + tile->num_rows);
+    tile->first_position = *first;
+    tile->last_position = *last;
+    std::fill(tile->keys + tile->num_rows, tile->keys + RowTile::kRows,
+              tile->keys[tile->num_rows - 1]);
+    std::fill(tile->values + tile->num_rows, tile->values + RowTile::kRows,
+              tile->values[tile->num_rows - 1]);
+    return true;
+  }
+
+ private:
+  void Append(const KvRange& range, int64_t count, RowTile* tile) const {
+    const int at = tile->num_rows;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = token_ + i;
+      tile->keys[at + i] = range.keys + token * key_bytes_;
+      tile->values[at + i] = range.values + token * value_bytes_;
+      tile->positions[at + i] =
+          range.position_begin + (range.positions == nullptr ? token : range.positions[token]);
+    }
+    tile->num_rows += static_cast<int>(count);
+  }
+
+  const absl::Span<const KvRange> ranges_;
+  const int64_t key_bytes_;
+  const int64_t value_bytes_;
+  size_t range_ = 0;
+  int64_t token_ = 0;  // within the range
+};
+
+}  // namespace wavekv::cpu
+
+#endif  // WAVEKV_CPU_ROW_TILES_H_

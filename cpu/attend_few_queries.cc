@@ -30,30 +30,29 @@ struct Scratch {
 };
 
 // Hides from each query what it does not see.
-void MaskLogits(const AttendRowsTask& task, const RowTile& tile, float* logits) {
-  if (task.visible_end == nullptr) return;
+void MaskLogits(const AttendRowsTask& task, const RowTile& tile, PerQuery logits) {
   for (int q = 0; q < task.num_queries; ++q) {
-    MaskRow(tile, task.visible_end[q], logits + q * RowTile::kRows);
+    MaskRow(tile, task.visible_end[q], logits.From(q, 0).data);
   }
 }
 
 template <DType kType>
 void AttendTile(const AttendRowsTask& task, const RowTile& tile, const RowTile& next,
                 Scratch& scratch) {
-  const int dim_k = task.shape.head_dim_k, dim_v = task.shape.head_dim_v;
-  WithVectorsFor(dim_k, [&](auto d) HWY_ATTR {
-    DotRows<kType>(d, tile.keys, tile.num_rows, scratch.queries, task.num_queries, dim_k,
-                   scratch.logits, RowTile::kRows, next.keys, 0);
+  const int dim_v = task.shape.head_dim_v;
+  const Rows keys = {tile.keys, tile.num_rows, task.shape.head_dim_k, next.keys};
+  const Rows values = {tile.values, tile.num_rows, dim_v, next.values};
+  const PerQuery logits = {scratch.logits, RowTile::kRows};
+  WithVectorsFor(keys.dim, [&](auto d) HWY_ATTR {
+    DotRows<kType>(d, keys, scratch.queries, task.num_queries, logits);
   });
-  MaskLogits(task, tile, scratch.logits);
+  if (task.visible_end != nullptr) MaskLogits(task, tile, logits);
   for (int q = 0; q < task.num_queries; ++q) {
-    const float shrink =
-        scratch.softmax[q].Weigh(scratch.logits + q * RowTile::kRows, tile.num_rows);
+    const float shrink = scratch.softmax[q].Weigh(logits.From(q, 0).data, tile.num_rows);
     if (shrink != 1.0f) ScaleRow(scratch.sums + q * dim_v, dim_v, shrink);
   }
   WithVectorsFor(dim_v, [&](auto d) HWY_ATTR {
-    AddWeightedRows<kType>(d, tile.values, tile.num_rows, scratch.logits, RowTile::kRows,
-                           task.num_queries, scratch.sums, dim_v);
+    AddWeightedRows<kType>(d, values, logits, task.num_queries, scratch.sums);
   });
 }
 

@@ -17,6 +17,26 @@ float SquaredLength(const float* x, int dim) {
   return sum;
 }
 
+// Mean of the values in the remainder zone: what the other clusters leave of the segment's sum.
+// REQUIRES: mean is all zeros.
+void RemainderMean(const EstimateClustersTask& task, float* mean) {
+  const ClusterIndex& index = *task.index;
+  const int dim = index.shape.head_dim_v;
+  int64_t others = 0;
+  for (int64_t i = 0; i < index.num_clusters; ++i) {
+    if (task.zones[i] == Zone::kRemainder) continue;
+    const int64_t size = index.cluster_size(i);
+    others += size;
+    for (int d = 0; d < dim; ++d) {
+      mean[d] += size * LoadElement(index.value_means, index.statistics_dtype, i * dim + d);
+    }
+  }
+  const int64_t left = index.num_tokens - others;
+  for (int d = 0; d < dim; ++d) {
+    mean[d] = (index.mean_value[d] * index.num_tokens - mean[d]) / left;
+  }
+}
+
 void EstimateErrors(const EstimateClustersTask& task, int h, float lse) {
   if (task.missing_mass == nullptr && task.value_variance == nullptr) return;
   const ClusterIndex& index = *task.index;
@@ -37,7 +57,7 @@ void EstimateErrors(const EstimateClustersTask& task, int h, float lse) {
   if (task.value_variance != nullptr) task.value_variance[h] = variance;
 }
 
-void EstimateOneQuery(const EstimateClustersTask& task, int h) {
+void EstimateOneQuery(const EstimateClustersTask& task, const float* remainder_mean, int h) {
   const ClusterIndex& index = *task.index;
   const float* masses = task.log_masses + h * task.log_masses_stride;
   const int dim = index.shape.head_dim_v;
@@ -63,7 +83,7 @@ void EstimateOneQuery(const EstimateClustersTask& task, int h) {
     }
   }
   for (int d = 0; d < dim && sum > 0.0f; ++d) {
-    output[d] = (output[d] + remainder * index.mean_value[d]) / sum;
+    output[d] = (output[d] + remainder * remainder_mean[d]) / sum;
   }
   task.lse[h] = sum > 0.0f ? max + std::log(sum) : -kInfinity;
   EstimateErrors(task, h, task.lse[h]);
@@ -72,7 +92,12 @@ void EstimateOneQuery(const EstimateClustersTask& task, int h) {
 }  // namespace
 
 void EstimateClusters(const EstimateClustersTask& task) {
-  for (int h = 0; h < task.num_queries; ++h) EstimateOneQuery(task, h);
+  float remainder_mean[kHeadDimMax] = {};
+  const Zone* zones_end = task.zones + task.index->num_clusters;
+  if (std::find(task.zones, zones_end, Zone::kRemainder) != zones_end) {
+    RemainderMean(task, remainder_mean);
+  }
+  for (int h = 0; h < task.num_queries; ++h) EstimateOneQuery(task, remainder_mean, h);
 }
 
 }  // namespace wavekv::cpu

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "wavekv/types.h"
 
@@ -150,13 +149,38 @@ HWY_INLINE V ClampLogit(D d, V logit) {
   return hn::Max(below_ceiling, floor);
 }
 
+// Rows of `dim` elements, by address.
+struct Rows {
+  const std::byte* const* begin = nullptr;
+  int count = 0;
+  int dim = 0;
+  // As many rows that will be read next and are brought closer meanwhile; or nullptr.
+  const std::byte* const* ahead = nullptr;
+};
+
+// One fp32 number for each (query, row).
+struct PerQuery {
+  float* data = nullptr;
+  int stride = 0;  // from one query to the next
+
+  HWY_INLINE PerQuery From(int query, int row) const {
+    return {data + query * stride + row, stride};
+  }
+};
+
+// Asks for bytes to be brought into the second-level cache: the first level's miss buffers are too
+// few to cover DRAM latency at full bandwidth.
+HWY_INLINE void PrefetchBytes(const std::byte* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 // ---- logits: every row against every query ----
 
-// out[q * out_stride + r] = queries[q] . rows[r] for four rows. Each row is promoted once, each
-// query loaded once, and the horizontal sums of four rows share their shuffles.
+// logits = queries . rows for the four rows at `rows`. Each row is promoted once, each query loaded
+// once, and the horizontal sums of four rows share their shuffles.
 template <DType kType, int kQueries, class D>
-HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, const float* queries, int dim,
-                            float* out, int out_stride) {
+HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const float* queries,
+                            PerQuery logits) {
   using V = hn::Vec<D>;
   const int n = static_cast<int>(hn::Lanes(d));
   const hn::FixedTag<float, 4> four;
@@ -185,112 +209,103 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, const float* quer
   }
   HWY_UNROLL(4)
   for (int q = 0; q < kQueries; ++q) {
-    hn::StoreU(ClampLogit(four, SumsOfFour(d, sums[q])), four, out + q * out_stride);
+    hn::StoreU(ClampLogit(four, SumsOfFour(d, sums[q])), four, logits.From(q, 0).data);
   }
 }
 
-// Asks for the first `bytes` of a row.
-HWY_INLINE void PrefetchRow(const std::byte* row, int bytes) {
-  for (int i = 0; i < bytes; i += 64) hwy::Prefetch(row + i);
-}
-
-// out[q * out_stride + r] = queries[q] . rows[r]; queries are [num_queries, dim] in paired order.
-// `rows` and `out` are padded to a multiple of four rows. Meanwhile the rows of `prefetch`, as many
-// and of `prefetch_bytes` each, come into the cache.
+// logits = queries . rows; queries are [num_queries, rows.dim] in paired order. What lies at
+// `rows`, `rows.ahead` and `logits` is padded to a multiple of four rows.
 template <DType kType, class D>
-void DotRows(D d, const std::byte* const* rows, int num_rows, const float* queries, int num_queries,
-             int dim, float* out, int out_stride, const std::byte* const* prefetch,
-             int prefetch_bytes) {
+void DotRows(D d, const Rows& rows, const float* queries, int num_queries, PerQuery logits) {
   constexpr int kAtOnce = kAccumulators / 4;
-  for (int r = 0; r < num_rows; r += 4) {
-    for (int i = 0; i < 4; ++i) PrefetchRow(prefetch[r + i], prefetch_bytes);
+  for (int r = 0; r < rows.count; r += 4) {
+    for (int i = r; i < r + 4 && rows.ahead != nullptr; ++i) {
+      PrefetchBytes(rows.ahead[i], rows.dim * DTypeBytes(kType));
+    }
+    const std::byte* const* four = rows.begin + r;
     int q = 0;
     for (; q + kAtOnce <= num_queries; q += kAtOnce) {
-      DotFourRows<kType, kAtOnce>(d, rows + r, queries + q * dim, dim, out + q * out_stride + r,
-                                  out_stride);
+      DotFourRows<kType, kAtOnce>(d, four, rows.dim, queries + q * rows.dim, logits.From(q, r));
     }
-    if (kAtOnce > 2 && q + 2 <= num_queries) {
-      DotFourRows<kType, 2>(d, rows + r, queries + q * dim, dim, out + q * out_stride + r,
-                            out_stride);
-      q += 2;
+    for (; kAtOnce > 2 && q + 2 <= num_queries; q += 2) {
+      DotFourRows<kType, 2>(d, four, rows.dim, queries + q * rows.dim, logits.From(q, r));
     }
-    if (q < num_queries) {
-      DotFourRows<kType, 1>(d, rows + r, queries + q * dim, dim, out + q * out_stride + r,
-                            out_stride);
+    for (; q < num_queries; ++q) {
+      DotFourRows<kType, 1>(d, four, rows.dim, queries + q * rows.dim, logits.From(q, r));
     }
   }
 }
 
 // ---- weighted sums of rows ----
 
-// sums[q] += sum_r weights[q * weight_stride + r] * rows[r] over 2 * kPairs vectors of columns.
-template <DType kType, int kQueries, int kPairs, class D>
-HWY_INLINE void AddWeightedColumns(D d, const std::byte* const* rows, int num_rows, int column,
-                                   const float* weights, int weight_stride, float* sums, int dim) {
+// sums += weights . rows over kVectors vectors of columns; kVectors is even.
+template <DType kType, int kQueries, int kVectors, class D>
+HWY_INLINE void AddWeightedColumns(D d, const Rows& rows, int column, PerQuery weights,
+                                   float* sums) {
   using V = hn::Vec<D>;
   const int n = static_cast<int>(hn::Lanes(d));
-  V acc[kQueries][2 * kPairs];
+  const int64_t begin_bytes = column * DTypeBytes(kType);
+  const int64_t pair_bytes = 2 * n * DTypeBytes(kType);
+  sums += column;
+  V acc[kQueries][kVectors];
   HWY_UNROLL(4)
   for (int q = 0; q < kQueries; ++q) {
-    HWY_UNROLL(16)
-    for (int v = 0; v < 2 * kPairs; ++v) acc[q][v] = hn::LoadU(d, sums + q * dim + column + v * n);
-  }
-  for (int r = 0; r < num_rows; ++r) {
-    const std::byte* row = rows[r] + column * DTypeBytes(kType);
-    V value[2 * kPairs];
     HWY_UNROLL(8)
-    for (int p = 0; p < kPairs; ++p) {
-      LoadPair<kType>(d, row + 2 * p * n * DTypeBytes(kType), value[2 * p], value[2 * p + 1]);
+    for (int v = 0; v < kVectors; ++v) acc[q][v] = hn::LoadU(d, sums + q * rows.dim + v * n);
+  }
+  for (int r = 0; r < rows.count; ++r) {
+    if (rows.ahead != nullptr) {
+      PrefetchBytes(rows.ahead[r] + begin_bytes, kVectors / 2 * pair_bytes);
+    }
+    V value[kVectors];
+    HWY_UNROLL(4)
+    for (int p = 0; p < kVectors / 2; ++p) {
+      LoadPair<kType>(d, rows.begin[r] + begin_bytes + p * pair_bytes, value[2 * p],
+                      value[2 * p + 1]);
     }
     HWY_UNROLL(4)
     for (int q = 0; q < kQueries; ++q) {
-      const V weight = hn::Set(d, weights[q * weight_stride + r]);
-      HWY_UNROLL(16)
-      for (int v = 0; v < 2 * kPairs; ++v) acc[q][v] = hn::MulAdd(weight, value[v], acc[q][v]);
+      const V weight = hn::Set(d, *weights.From(q, r).data);
+      HWY_UNROLL(8)
+      for (int v = 0; v < kVectors; ++v) acc[q][v] = hn::MulAdd(weight, value[v], acc[q][v]);
     }
   }
   HWY_UNROLL(4)
   for (int q = 0; q < kQueries; ++q) {
-    HWY_UNROLL(16)
-    for (int v = 0; v < 2 * kPairs; ++v) hn::StoreU(acc[q][v], d, sums + q * dim + column + v * n);
+    HWY_UNROLL(8)
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(acc[q][v], d, sums + q * rows.dim + v * n);
   }
 }
 
 template <DType kType, int kQueries, class D>
-HWY_INLINE void AddWeightedRowsOf(D d, const std::byte* const* rows, int num_rows,
-                                  const float* weights, int weight_stride, float* sums, int dim) {
-  constexpr int kPairs = kAccumulators / 2 / kQueries < 4 ? kAccumulators / 2 / kQueries : 4;
+HWY_INLINE void AddWeightedRowsTo(D d, const Rows& rows, PerQuery weights, float* sums) {
+  constexpr int kVectors = kAccumulators / kQueries < 8 ? kAccumulators / kQueries : 8;
   const int n = static_cast<int>(hn::Lanes(d));
   int column = 0;
-  for (; column + 2 * kPairs * n <= dim; column += 2 * kPairs * n) {
-    AddWeightedColumns<kType, kQueries, kPairs>(d, rows, num_rows, column, weights, weight_stride,
-                                                sums, dim);
+  for (; column + kVectors * n <= rows.dim; column += kVectors * n) {
+    AddWeightedColumns<kType, kQueries, kVectors>(d, rows, column, weights, sums);
   }
-  for (; column < dim; column += 2 * n) {
-    AddWeightedColumns<kType, kQueries, 1>(d, rows, num_rows, column, weights, weight_stride, sums,
-                                           dim);
+  for (; column < rows.dim; column += 2 * n) {
+    AddWeightedColumns<kType, kQueries, 2>(d, rows, column, weights, sums);
   }
 }
 
-// sums[q] += sum_r weights[q * weight_stride + r] * rows[r]; sums are [num_queries, dim] in paired
-// order.
+// sums += weights . rows; sums are [num_queries, rows.dim] in paired order.
 template <DType kType, class D>
-void AddWeightedRows(D d, const std::byte* const* rows, int num_rows, const float* weights,
-                     int weight_stride, int num_queries, float* sums, int dim) {
+void AddWeightedRows(D d, Rows rows, PerQuery weights, int num_queries, float* sums) {
   constexpr int kAtOnce = kAccumulators / 4;
   int q = 0;
   for (; q + kAtOnce <= num_queries; q += kAtOnce) {
-    AddWeightedRowsOf<kType, kAtOnce>(d, rows, num_rows, weights + q * weight_stride, weight_stride,
-                                      sums + q * dim, dim);
+    AddWeightedRowsTo<kType, kAtOnce>(d, rows, weights.From(q, 0), sums + q * rows.dim);
+    rows.ahead = nullptr;  // asked for by the first queries
   }
-  if (kAtOnce > 2 && q + 2 <= num_queries) {
-    AddWeightedRowsOf<kType, 2>(d, rows, num_rows, weights + q * weight_stride, weight_stride,
-                                sums + q * dim, dim);
-    q += 2;
+  for (; kAtOnce > 2 && q + 2 <= num_queries; q += 2) {
+    AddWeightedRowsTo<kType, 2>(d, rows, weights.From(q, 0), sums + q * rows.dim);
+    rows.ahead = nullptr;
   }
-  if (q < num_queries) {
-    AddWeightedRowsOf<kType, 1>(d, rows, num_rows, weights + q * weight_stride, weight_stride,
-                                sums + q * dim, dim);
+  for (; q < num_queries; ++q) {
+    AddWeightedRowsTo<kType, 1>(d, rows, weights.From(q, 0), sums + q * rows.dim);
+    rows.ahead = nullptr;
   }
 }
 

@@ -1,0 +1,283 @@
+// Exact attention on the CPU: a decode step over a long context, the same from scattered clusters,
+// a prefill chunk; and how fast the same bytes can be read at all.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+#include "storage/float16.h"
+#include "tests/testing/naive_attention.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace wavekv {
+namespace {
+
+// What the named arguments of a benchmark say.
+struct Setup {
+  int64_t tokens;
+  int kv_heads;
+  int head_dim;
+  int gqa;
+  DType dtype;
+
+  explicit Setup(const benchmark::State& state)
+      : tokens(state.range(0)),
+        kv_heads(static_cast<int>(state.range(1))),
+        head_dim(static_cast<int>(state.range(2))),
+        gqa(static_cast<int>(state.range(3))),
+        dtype(static_cast<DType>(state.range(4))) {}
+
+  int64_t row_bytes() const { return head_dim * DTypeBytes(dtype); }
+  int64_t head_bytes() const { return 2 * tokens * row_bytes(); }
+  int64_t kv_bytes() const { return kv_heads * head_bytes(); }
+  int num_queries() const { return kv_heads * gqa; }
+};
+
+const std::vector<std::string> kArgNames = {"tokens", "kv_heads", "head_dim", "gqa", "dtype"};
+
+// Keys and values of one layer: per kv head K [tokens, head_dim], then V alike. Random numbers,
+// which repeat every few megabytes: drawing them all would take longer than the benchmark.
+class Layer {
+ public:
+  explicit Layer(const Setup& setup) : setup_(setup), bytes_(setup.kv_bytes()) {
+    constexpr int64_t kHugePage = int64_t{1} << 21;
+    const int64_t rounded = (bytes_ + kHugePage - 1) / kHugePage * kHugePage;
+    data_.reset(static_cast<std::byte*>(std::aligned_alloc(kHugePage, rounded)));
+#if defined(__linux__)
+    madvise(data_.get(), rounded, MADV_HUGEPAGE);
+#endif
+    std::mt19937_64 engine(1);
+    std::normal_distribution<float> gaussian;
+    const int64_t pattern = std::min(bytes_, int64_t{3} << 20) / DTypeBytes(setup.dtype);
+    for (int64_t i = 0; i < pattern; ++i) {
+      StoreElement(data_.get(), setup.dtype, i, gaussian(engine));
+    }
+    const int64_t pattern_bytes = pattern * DTypeBytes(setup.dtype);
+    for (int64_t at = pattern_bytes; at < bytes_; at += pattern_bytes) {
+      std::memcpy(data_.get() + at, data_.get(), std::min(pattern_bytes, bytes_ - at));
+    }
+  }
+
+  const std::byte* data() const { return data_.get(); }
+  const std::byte* head(int kv_head) const { return data() + kv_head * setup_.head_bytes(); }
+
+  // All tokens of a kv head.
+  KvRange Dense(int kv_head) const {
+    return {head(kv_head), head(kv_head) + setup_.head_bytes() / 2, setup_.tokens, 0};
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* bytes) const { std::free(bytes); }
+  };
+  const Setup setup_;
+  const int64_t bytes_;
+  std::unique_ptr<std::byte, Free> data_;
+};
+
+// One AttendRows call for all kv heads.
+class Call {
+ public:
+  Call(const Setup& setup, int queries_per_head) : setup_(setup), num_queries_(queries_per_head) {
+    std::mt19937_64 engine(2);
+    std::normal_distribution<float> gaussian(0.0f, 1.0f / std::sqrt(1.0f * setup.head_dim));
+    const int64_t count = int64_t{setup.kv_heads} * num_queries_ * setup.head_dim;
+    queries_.resize(count);
+    for (float& q : queries_) q = gaussian(engine);
+    output_.resize(count);
+    lse_.resize(setup.kv_heads * num_queries_);
+    ranges_.resize(setup.kv_heads);
+  }
+
+  std::vector<KvRange>& ranges(int kv_head) { return ranges_[kv_head]; }
+  void set_visible_end(std::vector<int64_t> ends) { visible_end_ = std::move(ends); }
+
+  std::vector<AttendRowsTask> Tasks() {
+    std::vector<AttendRowsTask> tasks;
+    for (int head = 0; head < setup_.kv_heads; ++head) {
+      const int64_t at = int64_t{head} * num_queries_;
+      tasks.push_back({.queries = queries_.data() + at * setup_.head_dim,
+                       .num_queries = num_queries_,
+                       .visible_end = visible_end_.empty() ? nullptr : visible_end_.data(),
+                       .shape = {setup_.head_dim, setup_.head_dim, setup_.dtype},
+                       .ranges = ranges_[head],
+                       .output = output_.data() + at * setup_.head_dim,
+                       .lse = lse_.data() + at});
+    }
+    return tasks;
+  }
+
+  // Whether the first queries of the first kv head agree with double precision.
+  bool IsRight() const {
+    const int checked = std::min(num_queries_, 4);
+    testing::NaiveAttentionInput input = {.head_dim_k = setup_.head_dim,
+                                          .head_dim_v = setup_.head_dim};
+    input.queries.assign(queries_.begin(), queries_.begin() + checked * setup_.head_dim);
+    if (!visible_end_.empty()) {
+      input.visible_end.assign(visible_end_.begin(), visible_end_.begin() + checked);
+    }
+    for (const KvRange& range : ranges_[0]) {
+      for (int64_t i = 0; i < range.num_tokens * setup_.head_dim; ++i) {
+        input.keys.push_back(LoadElement(range.keys, setup_.dtype, i));
+        input.values.push_back(LoadElement(range.values, setup_.dtype, i));
+      }
+    }
+    const testing::NaiveAttentionState expected = testing::NaiveAttention(input);
+    double worst = 0.0;
+    for (size_t i = 0; i < expected.output.size(); ++i) {
+      worst = std::max(worst, std::fabs(output_[i] - expected.output[i]));
+    }
+    for (size_t i = 0; i < expected.lse.size(); ++i) {
+      worst = std::max(worst, std::fabs(lse_[i] - expected.lse[i]));
+    }
+    return worst < 1e-4;
+  }
+
+ private:
+  const Setup setup_;
+  const int num_queries_;  // per kv head
+  std::vector<float> queries_, output_, lse_;
+  std::vector<int64_t> visible_end_;
+  std::vector<std::vector<KvRange>> ranges_;
+};
+
+int NumThreads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
+// Checks once, then times.
+void Run(benchmark::State& state, Call& call) {
+  const std::unique_ptr<Executor> pool = MakeThreadPool(NumThreads());
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(pool.get());
+  const std::vector<AttendRowsTask> tasks = call.Tasks();
+  if (!backend->AttendRows(tasks).ok() || !call.IsRight()) {
+    state.SkipWithError("the result differs from the reference");
+    return;
+  }
+  for (auto _ : state) benchmark::DoNotOptimize(backend->AttendRows(tasks).ok());
+}
+
+void DecodeDense(benchmark::State& state) {
+  const Setup setup(state);
+  const Layer layer(setup);
+  Call call(setup, setup.gqa);
+  for (int head = 0; head < setup.kv_heads; ++head) call.ranges(head) = {layer.Dense(head)};
+  Run(state, call);
+  state.SetBytesProcessed(state.iterations() * setup.kv_bytes());
+}
+
+// Clusters of 16 tokens (K rows, then V rows) in random order, one in eight.
+void DecodeClusters(benchmark::State& state) {
+  constexpr int64_t kClusterTokens = 16;
+  const Setup setup(state);
+  const Layer layer(setup);
+  Call call(setup, setup.gqa);
+  std::mt19937_64 engine(3);
+  std::vector<int64_t> clusters(setup.tokens / kClusterTokens);
+  const int64_t read = static_cast<int64_t>(clusters.size()) / 8;
+  for (int head = 0; head < setup.kv_heads; ++head) {
+    std::iota(clusters.begin(), clusters.end(), int64_t{0});
+    std::shuffle(clusters.begin(), clusters.end(), engine);
+    for (int64_t i = 0; i < read; ++i) {
+      const std::byte* rows =
+          layer.head(head) + clusters[i] * kClusterTokens * 2 * setup.row_bytes();
+      call.ranges(head).push_back(
+          {rows, rows + kClusterTokens * setup.row_bytes(), kClusterTokens, 0});
+    }
+  }
+  Run(state, call);
+  state.SetBytesProcessed(state.iterations() * setup.kv_heads * read * kClusterTokens * 2 *
+                          setup.row_bytes());
+}
+
+// The last 512 rows of a context of `tokens`, causal.
+void PrefillChunk(benchmark::State& state) {
+  constexpr int64_t kChunk = 512;
+  const Setup setup(state);
+  const Layer layer(setup);
+  Call call(setup, static_cast<int>(kChunk) * setup.gqa);
+  std::vector<int64_t> visible_end;
+  for (int64_t row = 0; row < kChunk; ++row) {
+    visible_end.insert(visible_end.end(), setup.gqa, setup.tokens - kChunk + row + 1);
+  }
+  const double visible =
+      static_cast<double>(std::accumulate(visible_end.begin(), visible_end.end(), int64_t{0}));
+  call.set_visible_end(std::move(visible_end));
+  for (int head = 0; head < setup.kv_heads; ++head) call.ranges(head) = {layer.Dense(head)};
+  Run(state, call);
+  state.counters["flops"] = benchmark::Counter(visible * setup.kv_heads * 4 * setup.head_dim,
+                                               benchmark::Counter::kIsIterationInvariantRate);
+}
+
+// Reads the bytes of DecodeDense with the same threads and adds them up.
+void StreamRead(benchmark::State& state) {
+  const Setup setup(state);
+  const Layer layer(setup);
+  const std::unique_ptr<Executor> pool = MakeThreadPool(NumThreads());
+  // GCC and Clang make of it what the baseline instruction set has.
+  using Block = uint64_t __attribute__((vector_size(64)));
+  const auto sum_of = [](const Block* blocks, int64_t count) {
+    Block sums[2] = {};
+    for (int64_t i = 0; i + 2 <= count; i += 2) {
+      sums[0] += blocks[i];
+      sums[1] += blocks[i + 1];
+    }
+    return sums[0][0] + sums[1][0];
+  };
+  for (auto _ : state) {
+    pool->ParallelFor(setup.kv_heads, [&](int64_t head, int) {
+      const auto* blocks = reinterpret_cast<const Block*>(layer.head(static_cast<int>(head)));
+      benchmark::DoNotOptimize(sum_of(blocks, setup.head_bytes() / 64));
+    });
+  }
+  state.SetBytesProcessed(state.iterations() * setup.kv_bytes());
+}
+
+constexpr int64_t kBf16 = static_cast<int64_t>(DType::kBFloat16);
+constexpr int64_t kFp16 = static_cast<int64_t>(DType::kFloat16);
+constexpr int64_t kFp32 = static_cast<int64_t>(DType::kFloat32);
+
+void DecodeArgs(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames(kArgNames)->Unit(benchmark::kMillisecond)->UseRealTime();
+  bench->Args({131072, 8, 128, 4, kBf16});
+  bench->Args({131072, 8, 128, 1, kBf16});
+  bench->Args({131072, 8, 128, 8, kBf16});
+  bench->Args({131072, 8, 64, 4, kBf16});
+  bench->Args({131072, 8, 80, 4, kBf16});
+  bench->Args({131072, 8, 128, 4, kFp16});
+  bench->Args({65536, 8, 128, 4, kFp32});
+  for (int64_t gqa : {1, 2, 4, 8, 16}) bench->Args({512, 1, 128, gqa, kBf16});
+ for (int64_t dim : {64, 80, 40}) bench->Args({512, 1, dim, 4, kBf16});
+ for (int64_t dtype : {1,2}) bench->Args({512, 1, 128, 4, dtype});
+}
+
+BENCHMARK(StreamRead)
+    ->ArgNames(kArgNames)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime()
+    ->Args({131072, 8, 128, 4, kBf16});
+BENCHMARK(DecodeDense)->Apply(DecodeArgs);
+BENCHMARK(DecodeClusters)->Apply(DecodeArgs);
+BENCHMARK(PrefillChunk)
+    ->ArgNames(kArgNames)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime()
+    ->Args({8192, 2, 128, 4, kBf16})
+    ->Args({8192, 2, 64, 4, kBf16})
+    ->Args({8192, 2, 80, 4, kFp16})
+    ->Args({8192, 2, 128, 1, kFp32});
+
+}  // namespace
+}  // namespace wavekv

@@ -233,7 +233,9 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
     retrieved_tokens += ws_.sizes[unit.first_cluster + ws_.retrieved[unit.first_cluster + i]];
   }
   const auto zones = ws_.zones.begin() + unit.first_cluster;
-  const int64_t num_estimation = std::count(zones, zones + unit.num_clusters, Zone::kEstimation);
+  const int64_t num_remainder = std::count(zones, zones + unit.num_clusters, Zone::kRemainder);
+  const int64_t num_value_means =
+      unit.num_clusters - (num_remainder > 0 ? num_remainder : unit.num_retrieved);
   const int64_t exact_tokens = unit.visible_end - unit.sealed_tokens + retrieved_tokens;
 
   stats->tokens_visible += unit.visible_end;
@@ -243,13 +245,14 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
   stats->clusters_scored += unit.num_clusters;
   stats->clusters_retrieved += unit.num_retrieved;
   stats->bytes_dense += unit.visible_end * kv_bytes_;
-  // Every cluster's centroid, size and offset are read to rank it; spreads of those not retrieved,
-  // value means of the estimation zone, and one value mean per segment to answer for them.
+  // Read of every cluster: centroid, size and offset, to rank it. Of those not retrieved: the
+  // spreads. Value means: those of the estimation zone and, where there is a remainder, of all that
+  // does not belong to it, with one a segment.
   stats->bytes_read +=
       exact_tokens * kv_bytes_ +
       unit.num_clusters * (model_.head_dim_k * statistic_bytes + 2 * int64_t{sizeof(float)}) +
       (unit.num_clusters - unit.num_retrieved) * 2 * int64_t{sizeof(float)} +
-      num_estimation * model_.head_dim_v * statistic_bytes +
+      num_value_means * model_.head_dim_v * statistic_bytes +
       unit.num_indexes * model_.head_dim_v * int64_t{sizeof(float)};
 
   const int64_t u = &unit - ws_.units.data();

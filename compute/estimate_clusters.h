@@ -11,7 +11,10 @@ namespace wavekv {
 // The attention state of every cluster of one segment that was not retrieved, from its statistics:
 //   denominator  sum_i e^{m_i}           over the estimation and the remainder zone
 //   numerator    sum_i e^{m_i} u_i       u_i = value mean of the cluster (estimation zone),
-//                                              value mean of the segment (remainder)
+//                                              value mean of the segment's tokens in the
+//                                              remainder zone (remainder)
+// The latter follows from the segment's mean and the value means of the other clusters, which are
+// read for it; so with equal masses every token's value counts once, whatever the zones.
 //
 // Shapes: log_masses [num_queries, index->num_clusters], row h at log_masses + h *
 // log_masses_stride; zones [index->num_clusters]; output [num_queries, head_dim_v] fp32,

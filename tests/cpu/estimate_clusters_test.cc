@@ -22,10 +22,30 @@ struct Estimate {
 };
 
 // The contract's formulas for one query in double precision.
+// Mean of the values of the remainder zone: the segment's sum without that of all other clusters.
+std::vector<double> NaiveRemainderMean(const RandomIndex& random_index,
+                                       const std::vector<Zone>& zones) {
+  const ClusterIndex& index = random_index.index();
+  const int dim = index.shape.head_dim_v;
+  std::vector<double> mean(dim);
+  double tokens = index.num_tokens;
+  for (int d = 0; d < dim; ++d) mean[d] = tokens * index.mean_value[d];
+  for (int64_t i = 0; i < index.num_clusters; ++i) {
+    if (zones[i] == Zone::kRemainder) continue;
+    tokens -= index.cluster_size(i);
+    for (int d = 0; d < dim; ++d) {
+      mean[d] -= index.cluster_size(i) * random_index.value_means()[i * dim + d];
+    }
+  }
+  for (double& m : mean) m /= std::max(tokens, 1.0);
+  return mean;
+}
+
 Estimate NaiveEstimate(const RandomIndex& random_index, const float* query, const float* masses,
                        const std::vector<Zone>& zones) {
   const ClusterIndex& index = random_index.index();
   const int dim_k = index.shape.head_dim_k, dim_v = index.shape.head_dim_v;
+  const std::vector<double> remainder_mean = NaiveRemainderMean(random_index, zones);
   Estimate estimate = {std::vector<double>(dim_v, 0.0)};
   double max = -kInfinity, sum = 0.0, q2 = 0.0;
   for (int64_t i = 0; i < index.num_clusters; ++i) {
@@ -48,7 +68,7 @@ Estimate NaiveEstimate(const RandomIndex& random_index, const float* query, cons
     for (int d = 0; d < dim_v; ++d) {
       estimate.output[d] +=
           w * (zones[i] == Zone::kEstimation ? random_index.value_means()[i * dim_v + d]
-                                             : index.mean_value[d]);
+                                             : remainder_mean[d]);
     }
   }
   return estimate;

@@ -1,0 +1,461 @@
+// The engine against naive double-precision attention.
+#include "wavekv/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/testing/model_sequence.h"
+#include "tests/testing/random.h"
+
+namespace wavekv {
+namespace {
+
+using ::wavekv::testing::ModelSequence;
+using ::wavekv::testing::NaiveAttentionState;
+using ::wavekv::testing::Random;
+
+EngineOptions SmallOptions() {
+  EngineOptions options;
+  options.model.num_layers = 2;
+  options.model.num_q_heads = 4;
+  options.model.num_kv_heads = 2;
+  options.model.head_dim_k = 64;
+  options.model.head_dim_v = 64;
+  options.model.kv_dtype = DType::kFloat32;
+  options.index.segment_tokens = 512;
+  options.index.update_tokens = 128;
+  options.arena_bytes = int64_t{64} << 20;
+  options.worker_threads = 2;
+  return options;
+}
+
+// One sequence in an engine, and its model.
+class EngineTest : public ::testing::Test {
+ protected:
+  void Open(const EngineOptions& options) {
+    auto engine = Engine::Open(options);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+    model_ = engine_->options().model;
+    auto tenant = engine_->OpenTenant("tenant");
+    ASSERT_TRUE(tenant.ok()) << tenant.status();
+    tenant_ = *tenant;
+    auto sequence = tenant_.CreateSequence();
+    ASSERT_TRUE(sequence.ok()) << sequence.status();
+    sequence_ = *sequence;
+    expected_ = std::make_unique<ModelSequence>(model_);
+  }
+
+  std::vector<float> RandomKeys(int64_t rows) {
+    return random_.Gaussians(rows * model_.num_kv_heads * model_.head_dim_k);
+  }
+  std::vector<float> RandomValues(int64_t rows) {
+    return random_.Gaussians(rows * model_.num_kv_heads * model_.head_dim_v);
+  }
+  std::vector<float> RandomQueries(int64_t rows) {
+    return random_.Gaussians(rows * model_.num_q_heads * model_.head_dim_k);
+  }
+
+  void Append(int layer, const std::vector<float>& keys, const std::vector<float>& values) {
+    const auto rows = static_cast<int32_t>(keys.size() / (model_.num_kv_heads * model_.head_dim_k));
+    const int32_t cu_seqlens[] = {0, rows};
+    const absl::Status status =
+        engine_->Append({{&sequence_, 1}, cu_seqlens}, layer,
+                        TensorView::Dense(keys.data(), DType::kFloat32, rows, model_.num_kv_heads,
+                                          model_.head_dim_k),
+                        TensorView::Dense(values.data(), DType::kFloat32, rows, model_.num_kv_heads,
+                                          model_.head_dim_v));
+    ASSERT_TRUE(status.ok()) << status;
+    expected_->Append(layer, keys, values);
+  }
+
+  void AppendRandom(int64_t rows) {
+    for (int layer = 0; layer < model_.num_layers; ++layer) {
+      Append(layer, RandomKeys(rows), RandomValues(rows));
+    }
+  }
+
+  struct Answer {
+    std::vector<float> output;
+    std::vector<float> lse;
+    AttendStats stats;
+  };
+
+  Answer Attend(int layer, const std::vector<float>& queries, const AttendOptions& options) {
+    const auto rows =
+        static_cast<int32_t>(queries.size() / (model_.num_q_heads * model_.head_dim_k));
+    const int32_t cu_seqlens[] = {0, rows};
+    const float poison = std::numeric_limits<float>::quiet_NaN();
+    Answer answer;
+    answer.output.assign(rows * model_.num_q_heads * model_.head_dim_v, poison);
+    answer.lse.assign(rows * model_.num_q_heads, poison);
+    auto plan = engine_->MakePlan({{&sequence_, 1}, cu_seqlens}, options);
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    auto stats =
+        engine_->Attend(*plan, layer,
+                        TensorView::Dense(queries.data(), DType::kFloat32, rows, model_.num_q_heads,
+                                          model_.head_dim_k),
+                        MutableTensorView::Dense(answer.output.data(), DType::kFloat32, rows,
+                                                 model_.num_q_heads, model_.head_dim_v),
+                        LseView::Dense(answer.lse.data(), rows, model_.num_q_heads));
+    EXPECT_TRUE(stats.ok()) << stats.status();
+    if (stats.ok()) answer.stats = *stats;
+    return answer;
+  }
+
+  // fp32 accumulation of up to a few thousand terms of order 1.
+  void ExpectExact(int layer, int64_t rows, const AttendOptions& options, double tolerance = 2e-5) {
+    const std::vector<float> queries = RandomQueries(rows);
+    const Answer got = Attend(layer, queries, options);
+    const NaiveAttentionState want = expected_->Attend(layer, queries, rows, options.causal);
+    for (size_t i = 0; i < want.lse.size(); ++i) {
+      const double base = options.lse_base == LseBase::k2 ? std::log(2.0) : 1.0;
+      if (std::isinf(want.lse[i])) {
+        EXPECT_EQ(got.lse[i], want.lse[i]) << "lse of query " << i;
+      } else {
+        EXPECT_NEAR(got.lse[i] * base, want.lse[i], tolerance * (1 + std::abs(want.lse[i])))
+            << "lse of query " << i;
+      }
+    }
+    for (size_t i = 0; i < want.output.size(); ++i) {
+      ASSERT_NEAR(got.output[i], want.output[i], tolerance) << "output element " << i;
+    }
+  }
+
+  void WaitForBuilds() {
+    const absl::Status status = engine_->WaitForBuilds(sequence_);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+
+  Random random_{20240711};
+  std::unique_ptr<Engine> engine_;
+  ModelSpec model_;
+  Tenant tenant_;
+  Sequence sequence_;
+  std::unique_ptr<ModelSequence> expected_;
+};
+
+TEST_F(EngineTest, EmptySequenceAnswersNothing) {
+  Open(SmallOptions());
+  const Answer answer = Attend(0, RandomQueries(1), {});
+  EXPECT_EQ(answer.output, std::vector<float>(model_.num_q_heads * model_.head_dim_v, 0.0f));
+  for (float lse : answer.lse) EXPECT_EQ(lse, -std::numeric_limits<float>::infinity());
+}
+
+TEST_F(EngineTest, SequencesShorterThanTheSteadyZoneAreExact) {
+  Open(SmallOptions());
+  for (int64_t length : {1, 3, 4, 5, 67, 68, 69, 70}) {
+    while (expected_->length(0) < length) AppendRandom(1);
+    ExpectExact(1, 1, {});
+  }
+}
+
+TEST_F(EngineTest, UnsealedTokensAreExactAtAnyBudget) {
+  EngineOptions options = SmallOptions();
+  options.index.segment_tokens = 65536;
+  options.index.update_tokens = 65536;
+  Open(options);
+  AppendRandom(1500);
+  ExpectExact(0, 1, {});
+}
+
+TEST_F(EngineTest, BudgetOneIsExactOverSealedSegments) {
+  Open(SmallOptions());
+  AppendRandom(2000);
+  AppendRandom(1);
+  WaitForBuilds();
+  EXPECT_GT(engine_->stats().segments_sealed, 0);
+  ExpectExact(0, 1, AttendOptions::Exact());
+  AttendOptions by_tokens;
+  by_tokens.retrieval = Budget::Tokens(1 << 20);
+  ExpectExact(1, 1, by_tokens);
+}
+
+TEST_F(EngineTest, CausalRowsOfAChunkSeeTheirOwnPast) {
+  Open(SmallOptions());
+  AppendRandom(700);
+  AppendRandom(650);  // cut into segments while its own rows have yet to be asked about
+  WaitForBuilds();
+  ExpectExact(0, 650, AttendOptions::Exact());
+  AttendOptions all;
+  all.retrieval = Budget::All();
+  all.causal = false;
+  ExpectExact(1, 40, all);
+}
+
+TEST_F(EngineTest, RowsInsideASealedSegmentAreAnsweredExactlyWhateverTheBudget) {
+  Open(SmallOptions());
+  AppendRandom(612);  // positions [4, 516) are one segment, and the first rows stand inside it
+  WaitForBuilds();
+  ASSERT_GT(engine_->stats().segments_sealed, 0);
+  AttendOptions nothing;
+  nothing.retrieval = Budget::Tokens(1 << 20);
+  ExpectExact(0, 300, nothing);
+}
+
+TEST_F(EngineTest, LseComesInTheBaseAskedFor) {
+  Open(SmallOptions());
+  AppendRandom(100);
+  AttendOptions options = AttendOptions::Exact();
+  options.lse_base = LseBase::k2;
+  ExpectExact(0, 3, options);
+}
+
+TEST_F(EngineTest, EveryTokenIsCountedOnce) {
+  // With zero queries all masses are token counts: lse = ln(length), output = the mean of the
+  // values when each segment is answered by its own means.
+  Open(SmallOptions());
+  AppendRandom(2000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const std::vector<float> zeros(model_.num_q_heads * model_.head_dim_k, 0.0f);
+  const NaiveAttentionState want = expected_->Attend(0, zeros, 1);
+  for (double estimation : {0.0, 0.1, 0.5, 1.0}) {
+    for (int64_t retrieval : {0, 1, 100, 1000}) {
+      AttendOptions options;
+      options.retrieval = Budget::Tokens(retrieval);
+      options.estimation = Budget::Ratio(estimation);
+      SCOPED_TRACE(::testing::Message()
+                   << "estimation " << estimation << ", retrieval " << retrieval);
+      const Answer got = Attend(0, zeros, options);
+      for (float lse : got.lse) EXPECT_NEAR(lse, std::log(2001.0), 1e-5);
+      for (size_t i = 0; i < want.output.size(); ++i) {
+        ASSERT_NEAR(got.output[i], want.output[i], 5e-6) << i;
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, EstimatedMassNeverExceedsTheTrueMass) {
+  Open(SmallOptions());
+  AppendRandom(3000);
+  AppendRandom(1);
+  WaitForBuilds();
+  for (float scale : {0.01f, 1.0f, 4.0f, 30.0f}) {
+    std::vector<float> queries = RandomQueries(1);
+    for (float& q : queries) q *= scale;
+    AttendOptions options;
+    for (double retrieval : {0.0, 0.018, 0.3}) {
+      options.retrieval = Budget::Ratio(retrieval);
+      const Answer got = Attend(1, queries, options);
+      const NaiveAttentionState want = expected_->Attend(1, queries, 1);
+      for (size_t i = 0; i < want.lse.size(); ++i) {
+        EXPECT_LE(got.lse[i], want.lse[i] + 2e-5 * (1 + std::abs(want.lse[i]))) << scale;
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, ErrorFallsAsTheBudgetGrows) {
+  Open(SmallOptions());
+  AppendRandom(4000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  const NaiveAttentionState want = expected_->Attend(0, queries, 1);
+  const auto error = [&](double ratio) {
+    AttendOptions options;
+    options.retrieval = Budget::Ratio(ratio);
+    options.estimation = Budget::All();
+    const Answer got = Attend(0, queries, options);
+    double difference = 0.0;
+    double norm = 0.0;
+    for (size_t i = 0; i < want.output.size(); ++i) {
+      difference += std::pow(got.output[i] - want.output[i], 2);
+      norm += std::pow(want.output[i], 2);
+    }
+    return std::sqrt(difference / norm);
+  };
+  const double little = error(0.02);
+  const double half = error(0.5);
+  EXPECT_LT(half, 0.7 * little);
+  EXPECT_LT(error(0.999), 0.1 * little);
+}
+
+TEST_F(EngineTest, StatisticsAddUp) {
+  Open(SmallOptions());
+  AppendRandom(3000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const AttendStats stats = Attend(0, RandomQueries(2), {}).stats;
+  EXPECT_EQ(stats.rows, 2);
+  EXPECT_EQ(stats.tokens_visible, (3000 + 3001) * model_.num_kv_heads);
+  EXPECT_EQ(stats.tokens_exact + stats.tokens_estimated, stats.tokens_visible);
+  EXPECT_GT(stats.tokens_retrieved, 0);
+  EXPECT_GT(stats.clusters_scored, stats.clusters_retrieved);
+  EXPECT_LT(stats.bytes_read, stats.bytes_dense);
+  EXPECT_GT(stats.estimated_mass_mean, 0.0);
+  EXPECT_LE(stats.estimated_mass_mean, stats.estimated_mass_max);
+  EXPECT_LE(stats.estimated_mass_max, 1.0);
+  EXPECT_GT(stats.error_estimate_mean, 0.0);
+  const AttendStats exact = Attend(0, RandomQueries(2), AttendOptions::Exact()).stats;
+  EXPECT_EQ(exact.tokens_exact, exact.tokens_visible);
+  EXPECT_EQ(exact.bytes_read, exact.bytes_dense);
+  EXPECT_EQ(exact.error_estimate_max, 0.0);
+}
+
+TEST_F(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {
+  std::vector<float> first_output;
+  for (int threads : {1, 2, 5}) {
+    EngineOptions options = SmallOptions();
+    options.worker_threads = threads;
+    options.build_threads = threads;
+    Open(options);
+    random_.engine().seed(7);
+    AppendRandom(3000);
+    AppendRandom(1);
+    WaitForBuilds();
+    const Answer answer = Attend(1, RandomQueries(3), {});
+    if (first_output.empty()) first_output = answer.output;
+    EXPECT_EQ(answer.output, first_output) << threads << " threads";
+  }
+}
+
+TEST_F(EngineTest, ForkSharesAndThenParts) {
+  Open(SmallOptions());
+  AppendRandom(1400);
+  WaitForBuilds();
+  const int64_t used = engine_->stats().arena_bytes_used;
+  auto child = tenant_.Fork(sequence_);
+  ASSERT_TRUE(child.ok()) << child.status();
+  EXPECT_EQ(engine_->stats().arena_bytes_used, used) << "a fork copies nothing";
+
+  ModelSequence parent_expected = *expected_;
+  const Sequence parent = sequence_;
+  AppendRandom(5);
+  ExpectExact(0, 5, AttendOptions::Exact());
+  sequence_ = *child;
+  std::swap(*expected_, parent_expected);
+  AppendRandom(7);
+  ExpectExact(0, 7, AttendOptions::Exact());
+  sequence_ = parent;
+  std::swap(*expected_, parent_expected);
+  ExpectExact(1, 2, AttendOptions::Exact());
+}
+
+TEST_F(EngineTest, TruncateInsideASealedSegmentKeepsTheSurvivors) {
+  Open(SmallOptions());
+  AppendRandom(1400);
+  AppendRandom(1);
+  WaitForBuilds();
+  for (int64_t length : {1399, 1300, 1027, 700, 516, 515, 68, 3, 0}) {
+    const absl::Status status = tenant_.Truncate(sequence_, length);
+    ASSERT_TRUE(status.ok()) << status;
+    expected_->Truncate(length);
+    EXPECT_EQ(sequence_.length(), length);
+    ExpectExact(0, 1, AttendOptions::Exact());
+    AppendRandom(2);
+    ExpectExact(1, 2, AttendOptions::Exact());
+    WaitForBuilds();
+  }
+}
+
+TEST_F(EngineTest, RetrieveNamesWhatAttendReads) {
+  Open(SmallOptions());
+  AppendRandom(3000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  AttendOptions options;
+  options.retrieval = Budget::Tokens(200);
+  const int32_t cu_seqlens[] = {0, 1};
+  auto plan = engine_->MakePlan({{&sequence_, 1}, cu_seqlens}, options);
+  ASSERT_TRUE(plan.ok());
+  auto retrieved = engine_->Retrieve(
+      *plan, 0,
+      TensorView::Dense(queries.data(), DType::kFloat32, 1, model_.num_q_heads, model_.head_dim_k));
+  ASSERT_TRUE(retrieved.ok()) << retrieved.status();
+  ASSERT_EQ(retrieved->size(), static_cast<size_t>(model_.num_kv_heads));
+  size_t tokens = 0;
+  for (const RetrievedTokens& head : *retrieved) {
+    tokens += head.positions.size();
+    EXPECT_GE(head.positions.size(), 200u);
+    for (size_t i = 1; i < head.clusters.size(); ++i) {
+      EXPECT_GE(head.clusters[i - 1].probability, head.clusters[i].probability);
+    }
+    for (int64_t position : head.positions) {
+      EXPECT_GE(position, 4);
+      EXPECT_LT(position, 3001 - 64);
+    }
+  }
+  EXPECT_EQ(Attend(0, queries, options).stats.tokens_retrieved, static_cast<int64_t>(tokens));
+}
+
+TEST_F(EngineTest, DegenerateKeysAreAnsweredExactlyAtBudgetOneAndFinitelyBelow) {
+  struct Case {
+    const char* name;
+    float base;
+    float noise;
+  };
+  for (const Case& c :
+       {Case{"all equal", 1.0f, 0.0f}, Case{"all zero", 0.0f, 0.0f}, Case{"tiny", 0.0f, 1e-5f},
+        Case{"huge", 0.0f, 1e3f}, Case{"one direction", 10.0f, 1e-3f}}) {
+    SCOPED_TRACE(c.name);
+    Open(SmallOptions());
+    std::vector<float> keys = RandomKeys(1500);
+    for (float& k : keys) k = c.base + c.noise * k;
+    for (int layer = 0; layer < 2; ++layer) Append(layer, keys, RandomValues(1500));
+    AppendRandom(1);
+    WaitForBuilds();
+    ExpectExact(0, 1, AttendOptions::Exact(), 1e-3);
+    const Answer answer = Attend(0, RandomQueries(1), {});
+    for (float x : answer.output) EXPECT_TRUE(std::isfinite(x));
+    for (float x : answer.lse) EXPECT_TRUE(std::isfinite(x));
+  }
+}
+
+// Every stored type, head dim and group size: budget 1.0 is exact attention over what was stored.
+struct ShapeCase {
+  DType dtype;
+  int head_dim_k;
+  int head_dim_v;
+  int num_q_heads;
+  int num_kv_heads;
+};
+
+class EngineShapeTest : public EngineTest, public ::testing::WithParamInterface<ShapeCase> {};
+
+TEST_P(EngineShapeTest, BudgetOneIsNaiveAttention) {
+  const ShapeCase& shape = GetParam();
+  EngineOptions options = SmallOptions();
+  options.model.num_layers = 1;
+  options.model.kv_dtype = shape.dtype;
+  options.model.head_dim_k = shape.head_dim_k;
+  options.model.head_dim_v = shape.head_dim_v;
+  options.model.num_q_heads = shape.num_q_heads;
+  options.model.num_kv_heads = shape.num_kv_heads;
+  Open(options);
+  AppendRandom(700);
+  AppendRandom(1);
+  WaitForBuilds();
+  ExpectExact(0, 1, AttendOptions::Exact());
+  ExpectExact(0, 9, AttendOptions::Exact());
+}
+
+std::vector<ShapeCase> ShapeCases() {
+  std::vector<ShapeCase> cases;
+  for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (int head_dim : {64, 80, 96, 128, 256}) cases.push_back({dtype, head_dim, head_dim, 4, 2});
+    for (int group : {1, 4, 7, 8}) cases.push_back({dtype, 64, 64, 2 * group, 2});
+    cases.push_back({dtype, 128, 64, 6, 1});
+    cases.push_back({dtype, 8, 40, 3, 3});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, EngineShapeTest, ::testing::ValuesIn(ShapeCases()),
+                         [](const auto& shape) {
+                           const ShapeCase& c = shape.param;
+                           return std::string(DTypeName(c.dtype)) + "_dk" +
+                                  std::to_string(c.head_dim_k) + "_dv" +
+                                  std::to_string(c.head_dim_v) + "_q" +
+                                  std::to_string(c.num_q_heads) + "_kv" +
+                                  std::to_string(c.num_kv_heads);
+                         });
+
+}  // namespace
+}  // namespace wavekv

@@ -146,8 +146,11 @@ void AddPublicHeaders(const std::string& build, const std::string& folder, Repos
   for (size_t begin = build.find(kRule); begin != std::string::npos;) {
     const size_t end = build.find("\n)", begin);
     const std::string rule = build.substr(begin, end - begin);
-    if (rule.find("include_prefix = \"wavekv\"") != std::string::npos) {
-      for (std::sregex_iterator it(rule.begin(), rule.end(), *kHeader), last; it != last; ++it) {
+    const size_t hdrs = rule.find("hdrs = [");
+    if (rule.find("include_prefix = \"wavekv\"") != std::string::npos &&
+        hdrs != std::string::npos) {
+      const std::string list = rule.substr(hdrs, rule.find(']', hdrs) - hdrs);
+      for (std::sregex_iterator it(list.begin(), list.end(), *kHeader), last; it != last; ++it) {
         const std::string header = (*it)[1];
         repository.public_headers["wavekv/" + header] = folder + "/" + header;
       }
@@ -252,7 +255,8 @@ TEST(LayeringChecks, FindPublicHeadersInABuildFile) {
   Repository repository;
   AddPublicHeaders(
       "cc_library(\n    name = \"a\",\n    hdrs = [\"a.h\"],\n)\n"
-      "cc_library(\n    name = \"b\",\n    hdrs = [\n        \"b.h\",\n        \"c.h\",\n    ],\n"
+      "cc_library(\n    name = \"b\",\n    srcs = [\"private.h\"],\n    hdrs = [\n        "
+      "\"b.h\",\n        \"c.h\",\n    ],\n"
       "    include_prefix = \"wavekv\",\n)\n",
       "api", repository);
   EXPECT_THAT(repository.public_headers,

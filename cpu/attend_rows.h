@@ -1,12 +1,16 @@
 #ifndef WAVEKV_CPU_ATTEND_ROWS_H_
 #define WAVEKV_CPU_ATTEND_ROWS_H_
 
+#include <cstdint>
+
 #include "compute/attend_rows.h"
 
 namespace wavekv::cpu {
 
-// One worker's share of Backend::AttendRows.
-void AttendRows(const AttendRowsTask& task);
+// Backend::AttendRows in parts, each some of the task's queries, which workers may share. The
+// division depends on the task alone.
+int64_t NumParts(const AttendRowsTask& task);
+void AttendRows(const AttendRowsTask& task, int64_t part);
 
 }  // namespace wavekv::cpu
 

@@ -28,7 +28,7 @@ class CpuBackend final : public Backend {
     return RunAll(tasks, cpu::SelectClusters);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
-    return RunAll(tasks, cpu::AttendRows);
+    return RunParts(tasks, cpu::AttendRows);
   }
   absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) override {
     return RunAll(tasks, cpu::EstimateClusters);
@@ -52,6 +52,25 @@ class CpuBackend final : public Backend {
       executor_->ParallelFor(static_cast<int64_t>(tasks.size()),
                              [&](int64_t i, int) { run(tasks[i]); });
     }
+    return absl::OkStatus();
+  }
+
+  // The same for operations that divide a task into parts.
+  template <typename Task>
+  absl::Status RunParts(absl::Span<const Task> tasks, void (*run)(const Task&, int64_t part)) {
+    int64_t num_parts = 0;
+    for (const Task& task : tasks) num_parts += cpu::NumParts(task);
+    if (num_parts == 1) {
+      for (const Task& task : tasks) {
+        if (cpu::NumParts(task) == 1) run(task, 0);
+      }
+      return absl::OkStatus();
+    }
+    executor_->ParallelFor(num_parts, [&](int64_t part, int) {
+      const Task* task = tasks.data();
+      for (; part >= cpu::NumParts(*task); ++task) part -= cpu::NumParts(*task);
+      run(*task, part);
+    });
     return absl::OkStatus();
   }
 

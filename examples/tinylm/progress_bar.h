@@ -1,0 +1,34 @@
+// Shows how far a long piece of work has come.
+#ifndef WAVEKV_EXAMPLES_TINYLM_PROGRESS_BAR_H_
+#define WAVEKV_EXAMPLES_TINYLM_PROGRESS_BAR_H_
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace tinylm {
+
+// Writes to stderr: one moving line on a terminal, else a plain line every few seconds. The last
+// line stays.
+class ProgressBar {
+ public:
+  // "label: 3 of `total` unit, ..."
+  ProgressBar(std::string label, int64_t total, std::string unit);
+
+  void Update(int64_t num_done);
+  double seconds() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  const std::string label_;
+  const int64_t total_;
+  const std::string unit_;
+  const bool is_terminal_;
+  const Clock::time_point start_;
+  Clock::time_point shown_;
+};
+
+}  // namespace tinylm
+
+#endif  // WAVEKV_EXAMPLES_TINYLM_PROGRESS_BAR_H_

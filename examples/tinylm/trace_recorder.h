@@ -1,0 +1,59 @@
+// Records the attention of a sequence: what it stored and what it was asked.
+#ifndef WAVEKV_EXAMPLES_TINYLM_TRACE_RECORDER_H_
+#define WAVEKV_EXAMPLES_TINYLM_TRACE_RECORDER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "examples/tinylm/attention.h"
+#include "examples/tinylm/model_config.h"
+
+namespace tinylm {
+
+// Stands between the model and its attention. The file is a safetensors file of
+//   layer{l}.kvhead{h}.k, .v   F16 [num_tokens, head_dim], keys after RoPE
+//   layer{l}.kvhead{h}.q       F16 [num_queries, q_heads_per_kv, head_dim], after RoPE, not scaled
+//   positions                  I32 [num_queries]: query i sees keys 0..positions[i] inclusive
+//   query_type                 I32 [num_queries]: index into the metadata's query_types
+//   tokens                     I32 [num_tokens]
+// with the metadata softmax_scale, rope_theta, n_tokens, n_context, head_dim, n_layers, n_kv_heads,
+// q_heads_per_kv and query_types.
+class TraceRecorder : public Attention {
+ public:
+  // Queries of tokens before first_query_position are not recorded.
+  TraceRecorder(const ModelConfig& config, int64_t first_query_position, Attention* recorded);
+
+  absl::Status BeginStep(int64_t num_rows) override;
+  absl::Status Append(int layer, const wavekv::TensorView& keys,
+                      const wavekv::TensorView& values) override;
+  absl::Status Attend(int layer, const wavekv::TensorView& queries,
+                      const wavekv::MutableTensorView& output) override;
+
+  // `tokens` are all that were appended; the first context_tokens of them were the prompt.
+  absl::Status Write(const std::string& path, absl::Span<const int32_t> tokens,
+                     int64_t context_tokens) const;
+
+ private:
+  // Of one layer and kv head.
+  struct HeadTrace {
+    std::vector<float> keys;
+    std::vector<float> values;
+    std::vector<float> queries;
+  };
+
+  HeadTrace& At(int layer, int kv_head) { return heads_[layer * config_.n_kv_heads + kv_head]; }
+
+  const ModelConfig config_;
+  const int64_t first_query_position_;
+  Attention* const recorded_;
+  std::vector<HeadTrace> heads_;
+  std::vector<int32_t> positions_;
+  int64_t num_tokens_ = 0;  // with those of the step that runs
+};
+
+}  // namespace tinylm
+
+#endif  // WAVEKV_EXAMPLES_TINYLM_TRACE_RECORDER_H_

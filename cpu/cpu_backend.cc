@@ -37,7 +37,7 @@ class CpuBackend final : public Backend {
     return RunAll(tasks, cpu::MergeStates);
   }
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
-    return RunAll(tasks, cpu::AssignClusters);
+    return RunParts(tasks, cpu::AssignClusters);
   }
   absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
     return RunAll(tasks, cpu::UpdateCentroids);

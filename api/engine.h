@@ -200,6 +200,11 @@ class Engine {
 
   EngineStats stats() const;
 
+  // The statistics, and a sequence's layers and segments, as protobuf text: messages EngineStats of
+  // proto/engine_stats.proto and SequenceMetadata of proto/metadata.proto.
+  std::string StatsText() const;
+  absl::StatusOr<std::string> Describe(const Sequence& sequence) const;
+
   // The statistics in Prometheus text format, names wavekv_*. Tenants appear as opaque labels.
   std::string PrometheusText() const;
 

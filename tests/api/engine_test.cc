@@ -7,7 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
+#include "proto/engine_stats.pb.h"
+#include "proto/metadata.pb.h"
 #include "tests/testing/model_sequence.h"
 #include "tests/testing/random.h"
 
@@ -296,6 +299,36 @@ TEST_F(EngineTest, StatisticsAddUp) {
   EXPECT_EQ(exact.tokens_exact, exact.tokens_visible);
   EXPECT_EQ(exact.bytes_read, exact.bytes_dense);
   EXPECT_EQ(exact.error_estimate_max, 0.0);
+}
+
+TEST_F(EngineTest, DescribeListsEverySegment) {
+  Open(SmallOptions());
+  AppendRandom(1300);
+  AppendRandom(1);
+  WaitForBuilds();
+  const auto text = engine_->Describe(sequence_);
+  ASSERT_TRUE(text.ok()) << text.status();
+  v1::SequenceMetadata metadata;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(*text, &metadata));
+  ASSERT_EQ(metadata.layers_size(), model_.num_layers);
+  for (const v1::LayerMetadata& layer : metadata.layers()) {
+    EXPECT_EQ(layer.num_tokens(), 1301u);
+    uint64_t next = 4;  // behind the sinks
+    for (const v1::SegmentMetadata& segment : layer.segments()) {
+      EXPECT_EQ(segment.token_begin(), next);
+      EXPECT_EQ(segment.state(), v1::SegmentMetadata::SEALED);
+      EXPECT_EQ(segment.num_clusters_size(), model_.num_kv_heads);
+      const uint64_t kv_bytes =
+          (segment.token_end() - segment.token_begin()) * model_.token_bytes();
+      EXPECT_GE(segment.bytes(), kv_bytes + segment.index_bytes());
+      next = segment.token_end();
+    }
+    EXPECT_EQ(next, 1156u) << "512 + 512 while appending, 128 at the first decode row";
+    EXPECT_EQ(layer.tail_tokens(), 1301 - next);
+  }
+  v1::EngineStats stats;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(engine_->StatsText(), &stats));
+  EXPECT_EQ(stats.segments_sealed(), 6);
 }
 
 TEST_F(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {

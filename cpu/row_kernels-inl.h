@@ -161,7 +161,7 @@ struct Rows {
 // One fp32 number for each (query, row).
 struct PerQuery {
   float* data = nullptr;
-  int stride = 0;  // from one query to the next
+  int64_t stride = 0;  // from one query to the next
 
   HWY_INLINE PerQuery From(int query, int row) const {
     return {data + query * stride + row, stride};

@@ -2,35 +2,73 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 
-namespace wavekv::cpu {
-namespace {
+#include "cpu/targets.h"
 
-void Normalize(float* x, int dim) {
-  double squared = 0.0;
-  for (int d = 0; d < dim; ++d) squared += static_cast<double>(x[d]) * x[d];
-  if (squared == 0.0) return;
-  const float inverse = static_cast<float>(1.0 / std::sqrt(squared));
-  for (int d = 0; d < dim; ++d) x[d] *= inverse;
-}
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/update_centroids.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include "cpu/row_kernels-inl.h"
+#include "cpu/softmax-inl.h"
+#include "hwy/highway.h"
 
-}  // namespace
+HWY_BEFORE_NAMESPACE();
+namespace wavekv::cpu::HWY_NAMESPACE {
 
-void UpdateCentroids(const UpdateCentroidsTask& task) {
-  for (int64_t c = 0; c < task.num_clusters; ++c) {
-    const uint32_t begin = task.offsets[c];
-    const uint32_t end = task.offsets[c + 1];
-    if (begin == end) continue;
-    float* mean = task.means + c * task.dim;
-    std::fill_n(mean, task.dim, 0.0f);
-    for (uint32_t m = begin; m < end; ++m) {
-      const float* point = task.points + static_cast<int64_t>(task.members[m]) * task.dim;
-      for (int d = 0; d < task.dim; ++d) mean[d] += point[d];
+constexpr int kTile = 64;
+
+// sum += the points named by members[begin, end).
+void AddPoints(const UpdateCentroidsTask& task, uint32_t begin, uint32_t end, float* sum) {
+  float ones[kTile];
+  std::fill_n(ones, kTile, 1.0f);
+  const std::byte* points[kTile];
+  for (; begin < end; begin += kTile) {
+    const int count = static_cast<int>(std::min<uint32_t>(kTile, end - begin));
+    for (int i = 0; i < count; ++i) {
+      const float* point = task.points + int64_t{task.members[begin + i]} * task.dim;
+      points[i] = reinterpret_cast<const std::byte*>(point);
+      PrefetchBytes(points[i], task.dim * static_cast<int64_t>(sizeof(float)));
     }
-    const float inverse = 1.0f / static_cast<float>(end - begin);
-    for (int d = 0; d < task.dim; ++d) mean[d] *= inverse;
-    if (task.normalize) Normalize(mean, task.dim);
+    WithVectorsFor(task.dim, [&](auto d) HWY_ATTR {
+      AddWeightedRows<DType::kFloat32>(d, {points, count, task.dim}, {ones, kTile}, 1, sum);
+    });
   }
 }
 
+double SquaredLength(const float* x, int dim) {
+  double squared = 0.0;
+  for (int i = 0; i < dim; ++i) squared += static_cast<double>(x[i]) * x[i];
+  return squared;
+}
+
+void UpdateCentroidsOf(const UpdateCentroidsTask& task) {
+  for (int64_t c = 0; c < task.num_clusters; ++c) {
+    const uint32_t begin = task.offsets[c], end = task.offsets[c + 1];
+    if (begin == end) continue;
+    float* mean = task.means + c * task.dim;
+    std::fill_n(mean, task.dim, 0.0f);
+    AddPoints(task, begin, end, mean);
+    ScaleRow(mean, task.dim, 1.0f / static_cast<float>(end - begin));
+    if (!task.normalize) continue;
+    const double squared = SquaredLength(mean, task.dim);
+    if (squared > 0.0) ScaleRow(mean, task.dim, static_cast<float>(1.0 / std::sqrt(squared)));
+  }
+}
+
+}  // namespace wavekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace wavekv::cpu {
+
+HWY_EXPORT(UpdateCentroidsOf);
+
+void UpdateCentroids(const UpdateCentroidsTask& task) {
+  HWY_DYNAMIC_DISPATCH(UpdateCentroidsOf)(task);
+}
+
 }  // namespace wavekv::cpu
+#endif  // HWY_ONCE

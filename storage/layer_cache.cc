@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "storage/status_macros.h"
 
 namespace wavekv {
@@ -118,6 +119,10 @@ int64_t LayerCache::length() const {
 
 absl::StatusOr<LayerContents> LayerCache::Prefix(MemoryAccount& account, int64_t num_tokens) const {
   LayerContents prefix = Snapshot();
+  if (num_tokens < 0 || num_tokens > prefix.length) {
+    return absl::OutOfRangeError(
+        absl::StrCat("prefix must be in [0, ", prefix.length, "], got ", num_tokens));
+  }
   prefix.length = num_tokens;
   if (num_tokens == 0) prefix.sinks.reset();
 

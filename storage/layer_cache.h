@@ -96,7 +96,8 @@ class LayerCache {
   int64_t length() const;
 
   // The first num_tokens tokens; survivors of a sealed segment are copied back into chunks in
-  // position order. REQUIRES: num_tokens <= length(). RESOURCE_EXHAUSTED from the account.
+  // position order. OUT_OF_RANGE when there are fewer, which a reader learns only here: the writer
+  // may truncate at any time. RESOURCE_EXHAUSTED from the account.
   absl::StatusOr<LayerContents> Prefix(MemoryAccount& account, int64_t num_tokens) const;
   void Replace(LayerContents contents);
 

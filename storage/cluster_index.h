@@ -2,16 +2,17 @@
 //
 // One contiguous extent, sections in this order, each starting at a multiple of 64 bytes:
 //
-//   header        ClusterIndexHeader
-//   offsets       uint32 [num_clusters + 1]          first token of each cluster, in cluster order
-//   (CSR) log_sizes     fp32   [num_clusters]              ln(tokens in the cluster) key_spreads
-//   fp32   [num_clusters]              mean of |k - centroid|^2 key_radii     fp32   [num_clusters]
-//   max of |k - centroid| value_spreads fp32   [num_clusters]              mean of |v - value
-//   mean|^2 mean_value    fp32   [head_dim_v]                mean of the segment's values centroids
-//   statistics dtype [num_clusters, head_dim_k]   true mean of the cluster's keys value_means
-//   statistics dtype [num_clusters, head_dim_v]   true mean of the cluster's values positions
-//   uint16 [num_tokens]                original position minus the segment's first rows per
-//   cluster: its K rows, then its V rows, in the model's kv dtype
+//   header         ClusterIndexHeader
+//   offsets        uint32 [num_clusters + 1]  first token of each cluster, in cluster order (CSR)
+//   log_sizes      fp32   [num_clusters]      ln(tokens in the cluster)
+//   key_spreads    fp32   [num_clusters]      mean of |k - centroid|^2
+//   key_radii      fp32   [num_clusters]      max of |k - centroid|
+//   value_spreads  fp32   [num_clusters]      mean of |v - value mean|^2
+//   mean_value     fp32   [head_dim_v]        mean of the segment's values
+//   centroids      statistics dtype [num_clusters, head_dim_k]  true mean of the cluster's keys
+//   value_means    statistics dtype [num_clusters, head_dim_v]  true mean of the cluster's values
+//   positions      uint16 [num_tokens]        original position minus the segment's first
+//   rows           kv dtype, per cluster: its K rows, then its V rows
 //
 // So a cluster is one byte range (one transfer), and everything a query reads to decide precedes
 // the rows.

@@ -9,8 +9,9 @@
 
 namespace wavekv {
 
-// Centroids to start spherical k-means from: a few iterations of faiss::Clustering on an evenly
-// spread sample of the points, whose cost is a fraction of one pass over all of them.
+// Centroids to start spherical k-means from: faiss::Clustering of a sample spread evenly over the
+// order of the points, started from a spread of the same kind, because neighbouring tokens have
+// similar keys. Costs about as much as one pass over all points.
 //
 // Shapes: points [num_points, dim] fp32 dense, centred by the caller; result [num_centroids, dim],
 // every row of unit length. Errors: InvalidArgument unless 1 <= num_centroids <= num_points and all

@@ -1,5 +1,3 @@
-#include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <vector>
@@ -8,7 +6,6 @@
 #include "gtest/gtest.h"
 #include "index/cluster_segment.h"
 #include "tests/index/index_quality.h"
-#include "tests/testing/random.h"
 #include "wavekv/executor.h"
 
 namespace wavekv {
@@ -19,40 +16,8 @@ constexpr int64_t kNumTokens = 2048;
 constexpr int64_t kNumQueries = 32;
 constexpr double kBudget = 0.05;
 
-struct Attention {
-  std::vector<float> keys;
-  std::vector<float> values;
-  std::vector<float> queries;
-};
-
-// Keys around 200 centres of unequal weight, met by runs of tokens as in text, and queries that
-// point at some token's key.
-Attention ClusteredAttention(testing::Random& random) {
-  const std::vector<float> centres = random.Gaussians(200 * kDim);
-  Attention data;
-  data.values = random.Gaussians(kNumTokens * kDim);
-  int64_t centre = 0;
-  for (int64_t t = 0; t < kNumTokens; ++t) {
-    if (random.Integer(0, 3) == 0) {
-      centre = std::min(random.Integer(0, 199), random.Integer(0, 199));
-    }
-    for (int j = 0; j < kDim; ++j) {
-      data.keys.push_back(1.0f + centres[centre * kDim + j] + random.Gaussian(0.7f));
-    }
-  }
-  for (int64_t i = 0; i < kNumQueries; ++i) {
-    const int64_t token = random.Integer(0, kNumTokens - 1);
-    for (int j = 0; j < kDim; ++j) {
-      data.queries.push_back(0.15f * (data.keys[token * kDim + j] + random.Gaussian()));
-    }
-  }
-  return data;
-}
-
 TEST(ClusterQualityTest, HeavyTokensAreFoundAsWellAsWithFaissKMeans) {
-  testing::Random random(1);
-  WAVEKV_TRACE_SEED(random);
-  const Attention data = ClusteredAttention(random);
+  const TextLikeAttention data(kNumTokens, kNumQueries, kDim, 1);
   const auto executor = MakeThreadPool(2);
   const auto backend = MakeCpuBackend(executor.get());
   std::vector<float> scratch = data.keys;
@@ -62,7 +27,7 @@ TEST(ClusterQualityTest, HeavyTokensAreFoundAsWellAsWithFaissKMeans) {
     return MeasureIndexQuality(c, data.keys, data.values, data.queries, kDim, kBudget);
   };
   const IndexQuality ours = measure(*clustering);
-  const IndexQuality faiss = measure(ClusterByFaiss(data.keys, kDim, kNumTokens / 16, 10));
+  const IndexQuality faiss = measure(ClusterByFaiss(data.keys, kDim, kNumTokens / 16, 10, 1));
   for (const auto& [name, quality] : {std::pair{"ours", ours}, {"faiss, 10 iterations", faiss}}) {
     std::printf("%-22s recall@100 %.3f  captured mass %.3f  output error %.3f  spread %.2f\n", name,
                 quality.recall_at_100, quality.captured_mass, quality.output_error,

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <random>
 #include <vector>
 
 namespace wavekv {
@@ -34,6 +35,40 @@ std::vector<double> ClusterMeans(const Clustering& clustering, absl::Span<const 
 }
 
 }  // namespace
+
+TextLikeAttention::TextLikeAttention(int64_t num_tokens, int64_t num_queries, int dim,
+                                     uint64_t seed) {
+  std::mt19937_64 engine(seed);
+  std::normal_distribution<float> gaussian;
+  std::uniform_real_distribution<double> uniform;
+  const auto gaussians = [&](int64_t count, float deviation) {
+    std::vector<float> result(count);
+    for (float& x : result) x = deviation * gaussian(engine);
+    return result;
+  };
+  const int64_t num_words = num_tokens / 4;
+  const std::vector<float> words = gaussians(num_words * dim, 0.6f);
+  const std::vector<float> offset = gaussians(dim, 0.5f);
+  std::vector<float> topic = gaussians(dim, 0.8f);
+  constexpr float kTopicKept = 0.97f;  // half forgotten after 23 tokens
+  const float topic_gained = 0.8f * std::sqrt(1.0f - kTopicKept * kTopicKept);
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    // Zipf's law: the logarithm of the rank is uniform.
+    const auto word = static_cast<int64_t>(std::pow(num_words, uniform(engine))) - 1;
+    for (int j = 0; j < dim; ++j) {
+      topic[j] = kTopicKept * topic[j] + topic_gained * gaussian(engine);
+      keys.push_back(offset[j] + topic[j] + words[word * dim + j] + 0.5f * gaussian(engine));
+    }
+  }
+  values = gaussians(num_tokens * dim, 1.0f);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  for (int64_t i = 0; i < num_queries; ++i) {
+    const auto token = static_cast<int64_t>(uniform(engine) * static_cast<double>(num_tokens));
+    for (int j = 0; j < dim; ++j) {
+      queries.push_back(scale * (keys[token * dim + j] + gaussian(engine)));
+    }
+  }
+}
 
 IndexQuality MeasureIndexQuality(const Clustering& clustering, absl::Span<const float> keys,
                                  absl::Span<const float> values, absl::Span<const float> queries,
@@ -121,7 +156,7 @@ IndexQuality MeasureIndexQuality(const Clustering& clustering, absl::Span<const 
 }
 
 Clustering ClusterByFaiss(absl::Span<const float> keys, int dim, int64_t num_clusters,
-                          int num_iterations) {
+                          int num_iterations, int seed) {
   const int64_t num_tokens = static_cast<int64_t>(keys.size()) / dim;
   std::vector<double> mean(dim, 0.0);
   for (int64_t i = 0; i < num_tokens * dim; ++i) mean[i % dim] += keys[i] / num_tokens;
@@ -131,6 +166,7 @@ Clustering ClusterByFaiss(absl::Span<const float> keys, int dim, int64_t num_clu
   faiss::ClusteringParameters parameters;
   parameters.niter = num_iterations;
   parameters.spherical = true;
+  parameters.seed = seed;
   parameters.min_points_per_centroid = 1;
   parameters.max_points_per_centroid = static_cast<int>(num_tokens);
   const int num_threads_before = omp_get_max_threads();

@@ -1,14 +1,26 @@
-// How well a clustering serves a set of queries, by definition and in double precision; and Faiss's
-// own k-means to measure ours against.
+// How well a clustering serves a set of queries, by definition and in double precision; data to
+// measure it on; and Faiss's own k-means to measure ours against.
 #ifndef WAVEKV_TESTS_INDEX_INDEX_QUALITY_H_
 #define WAVEKV_TESTS_INDEX_INDEX_QUALITY_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "index/cluster_segment.h"
 
 namespace wavekv {
+
+// Keys, values [num_tokens, dim] and queries [num_queries, dim], scaled, that resemble those of a
+// language model: keys are the sum of a common offset, a topic that changes slowly along the text,
+// a word that recurs (few often, most rarely) and noise; a query seeks the key of some token.
+struct TextLikeAttention {
+  TextLikeAttention(int64_t num_tokens, int64_t num_queries, int dim, uint64_t seed);
+
+  std::vector<float> keys;
+  std::vector<float> values;
+  std::vector<float> queries;
+};
 
 // Means over the queries. Clusters are ranked by exp(q . c) n and retrieved in that order while
 // they hold less than the budget.
@@ -26,9 +38,9 @@ IndexQuality MeasureIndexQuality(const Clustering& clustering, absl::Span<const 
                                  int dim, double token_budget_ratio);
 
 // faiss::Clustering (spherical) of all keys relative to their mean, then each key to its nearest
-// centroid; one thread. Empty clusters are left out.
+// centroid; one thread, `seed` as Faiss takes it. Empty clusters are left out.
 Clustering ClusterByFaiss(absl::Span<const float> keys, int dim, int64_t num_clusters,
-                          int num_iterations);
+                          int num_iterations, int seed);
 
 }  // namespace wavekv
 

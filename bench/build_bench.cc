@@ -89,8 +89,8 @@ void BM_BuildSegment(benchmark::State& state) {
   Report(state, clustering);
 }
 BENCHMARK(BM_BuildSegment)
-    ->ArgName("passes")
-    ->DenseRange(1, 4)
+    ->ArgName("iterations")
+    ->DenseRange(0, 4)
     ->Arg(10)
     ->Unit(benchmark::kMillisecond);
 

@@ -13,18 +13,19 @@
 namespace wavekv {
 namespace {
 
-absl::Status CheckPositive(const char* name, int64_t value) {
-  if (value >= 1) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, ": expected at least 1, got ", value));
+absl::Status CheckAtLeast(int64_t least, const char* name, int64_t value) {
+  if (value >= least) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": expected at least ", least, ", got ", value));
 }
 
 absl::Status CheckArguments(absl::Span<const float> keys, int dim,
                             const ClusteringOptions& options) {
-  absl::Status status = CheckPositive("dim", dim);
-  status.Update(CheckPositive("num_tokens", keys.size()));
-  status.Update(CheckPositive("tokens_per_cluster", options.tokens_per_cluster));
-  status.Update(CheckPositive("cluster_tokens_max", options.cluster_tokens_max));
-  status.Update(CheckPositive("kmeans_iterations", options.kmeans_iterations));
+  absl::Status status = CheckAtLeast(1, "dim", dim);
+  status.Update(CheckAtLeast(1, "num_tokens", keys.size()));
+  status.Update(CheckAtLeast(1, "tokens_per_cluster", options.tokens_per_cluster));
+  status.Update(CheckAtLeast(1, "cluster_tokens_max", options.cluster_tokens_max));
+  status.Update(CheckAtLeast(0, "kmeans_iterations", options.kmeans_iterations));
   return status;
 }
 
@@ -79,7 +80,7 @@ Clustering GroupByCluster(absl::Span<const int32_t> assignment, int64_t num_clus
   return groups;
 }
 
-// The k-means passes proper.
+// k-means proper: the seeds, then an update and a new assignment per iteration.
 absl::StatusOr<Clustering> Iterate(absl::Span<const float> points, int dim, int64_t num_clusters,
                                    const ClusteringOptions& options, Backend& backend) {
   const int64_t num_points = static_cast<int64_t>(points.size()) / dim;
@@ -94,18 +95,17 @@ absl::StatusOr<Clustering> Iterate(absl::Span<const float> points, int dim, int6
                                      .num_centroids = num_clusters,
                                      .dim = dim,
                                      .assignment = assignment.data()};
-  Clustering groups;
+  if (absl::Status status = backend.AssignClusters({&assign, 1}); !status.ok()) return status;
+  Clustering groups = GroupByCluster(assignment, num_clusters);
   for (int iteration = 0; iteration < options.kmeans_iterations; ++iteration) {
-    if (iteration > 0) {
-      const UpdateCentroidsTask update = {.points = points.data(),
-                                          .dim = dim,
-                                          .offsets = groups.offsets.data(),
-                                          .members = groups.members.data(),
-                                          .num_clusters = num_clusters,
-                                          .normalize = true,
-                                          .means = centroids->data()};
-      if (absl::Status status = backend.UpdateCentroids({&update, 1}); !status.ok()) return status;
-    }
+    const UpdateCentroidsTask update = {.points = points.data(),
+                                        .dim = dim,
+                                        .offsets = groups.offsets.data(),
+                                        .members = groups.members.data(),
+                                        .num_clusters = num_clusters,
+                                        .normalize = true,
+                                        .means = centroids->data()};
+    if (absl::Status status = backend.UpdateCentroids({&update, 1}); !status.ok()) return status;
     if (absl::Status status = backend.AssignClusters({&assign, 1}); !status.ok()) return status;
     groups = GroupByCluster(assignment, num_clusters);
   }

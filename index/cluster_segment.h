@@ -14,7 +14,7 @@ namespace wavekv {
 struct ClusteringOptions {
   int tokens_per_cluster = 16;  // on average: sets the number of clusters
   int cluster_tokens_max = 64;  // larger clusters are split
-  int kmeans_iterations = 3;    // assignments of all tokens, with an update between any two
+  int kmeans_iterations = 2;    // updates of the centroids after the first assignment
   uint64_t seed = 1;
 };
 

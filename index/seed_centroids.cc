@@ -17,8 +17,8 @@
 namespace wavekv {
 namespace {
 
-// Two rounds over half the points of a usual segment: with these and three passes over all points
-// attention is answered as well as after ten full iterations (bench/build_bench).
+// Two rounds over half the points of a usual segment: with these, two iterations over all points
+// serve attention as well as ten without (bench/build_bench).
 constexpr int64_t kSamplesPerCentroid = 8;
 constexpr int kFaissIterations = 2;
 

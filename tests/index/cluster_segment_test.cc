@@ -130,7 +130,7 @@ TEST(ClusterSegmentTest, EveryTokenIsInOneClusterNoneIsEmptyNoneIsTooLarge) {
          {ClusteringOptions{}, ClusteringOptions{.tokens_per_cluster = 4, .cluster_tokens_max = 5},
           ClusteringOptions{.tokens_per_cluster = 1},
           ClusteringOptions{.tokens_per_cluster = 10000, .cluster_tokens_max = 10000},
-          ClusteringOptions{.cluster_tokens_max = 1}}) {
+          ClusteringOptions{.cluster_tokens_max = 1}, ClusteringOptions{.kmeans_iterations = 0}}) {
       for (Backend* backend : {static_cast<Backend*>(&naive), cpu.backend.get()}) {
         SCOPED_TRACE(input.name + ", " + std::to_string(options.tokens_per_cluster) + " and " +
                      std::to_string(options.cluster_tokens_max) + " at most, " +
@@ -266,8 +266,8 @@ TEST(ClusterSegmentTest, ImpossibleOptionsAndKeysAreNamed) {
             "tokens_per_cluster: expected at least 1, got 0");
   EXPECT_EQ(message(keys, {.cluster_tokens_max = -3}),
             "cluster_tokens_max: expected at least 1, got -3");
-  EXPECT_EQ(message(keys, {.kmeans_iterations = 0}),
-            "kmeans_iterations: expected at least 1, got 0");
+  EXPECT_EQ(message(keys, {.kmeans_iterations = -1}),
+            "kmeans_iterations: expected at least 0, got -1");
   EXPECT_EQ(message({}, {}), "num_tokens: expected at least 1, got 0");
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {

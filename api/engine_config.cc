@@ -90,15 +90,42 @@ absl::StatusOr<IndexOptions> FromProto(const v1::IndexConfig& proto) {
   return index;
 }
 
-}  // namespace
+// Numbers that are no enumerator become 0, which validation then refuses by the field's name: a
+// cast would keep their low byte alone.
+Device FromProto(v1::Device device) {
+  switch (device) {
+    case v1::CPU:
+      return Device::kCpu;
+    case v1::CUDA:
+      return Device::kCuda;
+    default:
+      return Device{0};
+  }
+}
 
-absl::StatusOr<TenantQuota> TenantQuotaFromProto(const v1::TenantQuota& proto) {
+TenantQuota::OnLimit FromProto(v1::TenantQuota::OnLimit on_limit) {
+  switch (on_limit) {
+    case v1::TenantQuota::REJECT:
+      return TenantQuota::OnLimit::kReject;
+    case v1::TenantQuota::EVICT_OWN:
+      return TenantQuota::OnLimit::kEvictOwn;
+    default:
+      return TenantQuota::OnLimit{0};
+  }
+}
+
+TenantQuota FromProto(const v1::TenantQuota& proto) {
   TenantQuota quota;
   if (proto.has_host_bytes()) quota.host_bytes = Saturate<int64_t>(proto.host_bytes());
   if (proto.has_max_sequences()) quota.max_sequences = Saturate<int64_t>(proto.max_sequences());
-  if (proto.has_on_limit()) {
-    quota.on_limit = static_cast<TenantQuota::OnLimit>(proto.on_limit());
-  }
+  if (proto.has_on_limit()) quota.on_limit = FromProto(proto.on_limit());
+  return quota;
+}
+
+}  // namespace
+
+absl::StatusOr<TenantQuota> TenantQuotaFromProto(const v1::TenantQuota& proto) {
+  const TenantQuota quota = FromProto(proto);
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
   return quota;
 }
@@ -110,8 +137,8 @@ absl::StatusOr<EngineOptions> EngineOptionsFromProto(const v1::EngineConfig& pro
   options.arena_bytes = Saturate<int64_t>(proto.arena_bytes());
   if (proto.has_worker_threads()) options.worker_threads = Saturate<int>(proto.worker_threads());
   if (proto.has_build_threads()) options.build_threads = Saturate<int>(proto.build_threads());
-  if (proto.has_device()) options.device = static_cast<Device>(proto.device());
-  WAVEKV_ASSIGN_OR_RETURN(options.default_quota, TenantQuotaFromProto(proto.default_quota()));
+  if (proto.has_device()) options.device = FromProto(proto.device());
+  options.default_quota = FromProto(proto.default_quota());
   WAVEKV_RETURN_IF_ERROR(ValidateEngineOptions(options));
   return options;
 }

@@ -36,6 +36,12 @@ absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const 
     return absl::InvalidArgumentError(
         fmt::format("base must be kE or k2, got {}", static_cast<int>(base)));
   }
+  if (output.num_rows < 0 || output.num_heads < 0 || output.head_dim < 1) {
+    return absl::InvalidArgumentError(
+        fmt::format("output must have a shape of at least [0, 0, 1] (rows, heads, head_dim), got "
+                    "[{}, {}, {}]",
+                    output.num_rows, output.num_heads, output.head_dim));
+  }
   const ExpectedTensor expected{"outputs[]", output.num_rows, output.num_heads, output.head_dim};
   WAVEKV_RETURN_IF_ERROR(
       CheckTensor({"output", output.num_rows, output.num_heads, output.head_dim}, output));
@@ -58,7 +64,6 @@ absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const 
   }
 
   const float to_natural = base == LseBase::k2 ? std::log(2.0f) : 1.0f;
-  std::vector<float> merged(output.head_dim);
   std::vector<float> weights(outputs.size());
   for (int64_t row = 0; row < output.num_rows; ++row) {
     for (int64_t head = 0; head < output.num_heads; ++head) {
@@ -71,18 +76,16 @@ absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const 
             top == kEmpty ? 0.0f : std::exp((LoadLse(lses[s], row, head) - top) * to_natural);
         sum += weights[s];
       }
-      std::fill(merged.begin(), merged.end(), 0.0f);
-      for (size_t s = 0; s < weights.size(); ++s) {
-        if (weights[s] == 0.0f) continue;  // what an empty state holds is not looked at
-        const int64_t offset = ElementOffset(outputs[s], row, head);
-        for (int64_t d = 0; d < output.head_dim; ++d) {
-          merged[d] +=
-              weights[s] / sum * LoadElement(outputs[s].data, outputs[s].dtype, offset + d);
-        }
-      }
       const int64_t offset = row * output.row_stride + head * output.head_stride;
       for (int64_t d = 0; d < output.head_dim; ++d) {
-        StoreElement(output.data, output.dtype, offset + d, merged[d]);
+        float merged = 0.0f;
+        for (size_t s = 0; s < weights.size(); ++s) {
+          if (weights[s] == 0.0f) continue;  // what an empty state holds is not looked at
+          const TensorView& state = outputs[s];
+          merged += weights[s] / sum *
+                    LoadElement(state.data, state.dtype, ElementOffset(state, row, head) + d);
+        }
+        StoreElement(output.data, output.dtype, offset + d, merged);
       }
       if (lse.data != nullptr) {
         lse.data[row * lse.row_stride + head * lse.head_stride] =

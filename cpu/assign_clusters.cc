@@ -17,6 +17,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 using Full = hn::ScalableTag<float>;
 constexpr int kColumns = BlockColumns(Full());
@@ -92,6 +93,7 @@ void AssignPart(const AssignClustersTask& task, int64_t part) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -19,6 +19,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 // All state of a task, on the stack: 50 KiB.
 struct Scratch {
@@ -48,7 +49,7 @@ void AttendTile(const AttendRowsTask& task, const RowTile& tile, const RowTile& 
   });
   if (task.visible_end != nullptr) MaskLogits(task, tile, logits);
   for (int q = 0; q < task.num_queries; ++q) {
-    const float shrink = scratch.softmax[q].Weigh(logits.From(q, 0).data, tile.num_rows);
+    const float shrink = scratch.softmax[q].Weigh(logits.From(q, 0).data, tile.num_rows).shrink;
     if (shrink != 1.0f) ScaleRow(scratch.sums + q * dim_v, dim_v, shrink);
   }
   WithVectorsFor(dim_v, [&](auto d) HWY_ATTR {
@@ -94,6 +95,7 @@ void AttendFewQueriesOf(const AttendRowsTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

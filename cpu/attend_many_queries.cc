@@ -20,6 +20,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 using Full = hn::ScalableTag<float>;
 
@@ -117,7 +118,7 @@ void AttendTile(const AttendRowsTask& task, const RowTile& tile, int begin, int 
       hn::Store(ClampLogit(d, hn::Load(d, logits + r)), d, logits + r);
     }
     MaskRow(tile, VisibleEnd(task, q), logits);
-    const float shrink = scratch.softmax[q].Weigh(logits, tile.num_rows);
+    const float shrink = scratch.softmax[q].Weigh(logits, tile.num_rows).shrink;
     if (shrink != 1.0f) ScaleRow(scratch.sums + q * padded_dim, padded_dim, shrink);
   }
   AddWeightedValues(tile, padded_dim, scratch, scratch.sums + begin * padded_dim);
@@ -167,6 +168,7 @@ void AttendManyQueriesOf(const AttendRowsTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

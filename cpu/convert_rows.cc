@@ -18,6 +18,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 // Stores fp32 numbers as kType, rounded to nearest even like storage/float16.h.
 template <DType kType, class D>
@@ -172,6 +173,7 @@ bool ConvertRowsOf(const ConvertRowsTask& task) {
   return false;
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

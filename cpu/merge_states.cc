@@ -15,6 +15,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -56,6 +57,7 @@ void MergeStatesOf(const MergeStatesTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -15,6 +15,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 // Queries that share a pass over the centroids, and centroids that share a tile.
 constexpr int kQueries = 16;
@@ -78,6 +79,7 @@ void ScoreClustersOf(const ScoreClustersTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

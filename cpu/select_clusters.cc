@@ -16,6 +16,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 using Full = hn::ScalableTag<float>;
 using V = hn::Vec<Full>;
@@ -68,6 +69,7 @@ void SumProbabilities(const SelectClustersTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

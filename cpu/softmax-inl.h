@@ -41,9 +41,14 @@ HWY_INLINE void MaskRow(const RowTile& tile, int64_t visible_end, float* logits)
 
 class OnlineSoftmax {
  public:
-  // Replaces a tile's logits, room for RowTile::kRows, by their weights e^{logit - max} and returns
-  // the factor that earlier weights shrink by, now that the maximum has grown.
-  HWY_INLINE float Weigh(float* logits, int num_rows) {
+  // What a tile changed.
+  struct Change {
+    float shrink;  // of all earlier weights, now that the maximum has grown: a factor
+    float mass;    // sum of the tile's weights
+  };
+
+  // Replaces a tile's logits, room for RowTile::kRows, by their weights e^{logit - max}.
+  HWY_INLINE Change Weigh(float* logits, int num_rows) {
     const hn::ScalableTag<float> d;
     const int n = static_cast<int>(hn::Lanes(d));
     int padded = num_rows;
@@ -54,7 +59,7 @@ class OnlineSoftmax {
     const float max = hn::GetLane(hn::MaxOfLanes(d, greatest));
     if (max == kMinusInfinity) {
       std::fill_n(logits, num_rows, 0.0f);
-      return 1.0f;
+      return {1.0f, 0.0f};
     }
     const float shrink = max == max_ ? 1.0f : std::exp(max_ - max);
     max_ = max;
@@ -66,8 +71,9 @@ class OnlineSoftmax {
       mass = hn::Add(mass, weight);
       hn::StoreU(weight, d, logits + r);
     }
-    mass_ = mass_ * shrink + hn::GetLane(hn::SumOfLanes(d, mass));
-    return shrink;
+    const float tile_mass = hn::GetLane(hn::SumOfLanes(d, mass));
+    mass_ = mass_ * shrink + tile_mass;
+    return {shrink, tile_mass};
   }
 
   // Natural log of the mass seen; -infinity if nothing was.

@@ -17,6 +17,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
 
 constexpr int kTile = 64;
 
@@ -58,6 +59,7 @@ void UpdateCentroidsOf(const UpdateCentroidsTask& task) {
   }
 }
 
+}  // namespace
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -29,6 +29,19 @@ absl::Status CheckStride(const char* name, const char* which, int64_t stride, in
   return absl::OkStatus();
 }
 
+// Elements of `width` that are written must not share memory: whole heads lie between rows, or
+// whole rows between heads. The strides have passed CheckStride.
+absl::Status CheckDisjoint(const char* name, int64_t num_rows, int64_t row_stride,
+                           int64_t num_heads, int64_t head_stride, int64_t width) {
+  if (num_rows <= 1 || num_heads <= 1) return absl::OkStatus();
+  const int64_t row_step = std::abs(row_stride);
+  const int64_t head_step = std::abs(head_stride);
+  if (row_step >= (num_heads - 1) * head_step + width) return absl::OkStatus();
+  if (head_step >= (num_rows - 1) * row_step + width) return absl::OkStatus();
+  return Invalid("{}.row_stride and head_stride must keep {} rows of {} heads apart, got {} and {}",
+                 name, num_rows, num_heads, row_stride, head_stride);
+}
+
 }  // namespace
 
 absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tensor) {
@@ -62,7 +75,9 @@ absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tenso
 absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView& tensor) {
   const TensorView view{tensor.data,     tensor.dtype,      tensor.num_rows,    tensor.num_heads,
                         tensor.head_dim, tensor.row_stride, tensor.head_stride, tensor.memory};
-  return CheckTensor(expected, view);
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(expected, view));
+  return CheckDisjoint(expected.name, tensor.num_rows, tensor.row_stride, tensor.num_heads,
+                       tensor.head_stride, tensor.head_dim);
 }
 
 absl::Status CheckLse(const char* name, int64_t num_rows, int64_t num_heads, const LseView& lse) {
@@ -76,7 +91,8 @@ absl::Status CheckLse(const char* name, int64_t num_rows, int64_t num_heads, con
                    fmt::ptr(lse.data));
   }
   WAVEKV_RETURN_IF_ERROR(CheckStride(name, "head_stride", lse.head_stride, num_heads, 1));
-  return CheckStride(name, "row_stride", lse.row_stride, num_rows, 1);
+  WAVEKV_RETURN_IF_ERROR(CheckStride(name, "row_stride", lse.row_stride, num_rows, 1));
+  return CheckDisjoint(name, num_rows, lse.row_stride, num_heads, lse.head_stride, 1);
 }
 
 absl::Status CheckCuSeqlens(absl::Span<const int32_t> cu_seqlens, int64_t num_sequences) {

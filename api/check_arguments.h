@@ -19,8 +19,9 @@ struct ExpectedTensor {
   int64_t head_dim;
 };
 
-// INVALID_ARGUMENT for a wrong shape or dtype, a null pointer, a stride that overlaps heads or
-// overflows; UNIMPLEMENTED for device memory.
+// INVALID_ARGUMENT for a wrong shape or dtype, a null or misaligned pointer, a stride that is too
+// small or overflows; UNIMPLEMENTED for device memory. What is written to must also keep all its
+// rows and heads apart: tasks write them at the same time.
 absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tensor);
 absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView& tensor);
 

@@ -140,6 +140,7 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() {
   impl_->builds.reset();
   for (const auto& tenant : impl_->AllTenants()) tenant->Close();
+  impl_->context->arena->ReleasePages();
 }
 
 const EngineOptions& Engine::options() const { return impl_->options; }
@@ -193,7 +194,9 @@ absl::Status Engine::BuildSegments(const Sequence& sequence) {
   WAVEKV_ASSIGN_OR_RETURN(const SequenceWriter writer, SequenceWriter::Acquire(sequence.stored_));
   StoredSequence& stored = writer.sequence();
   for (int layer = 0; layer < stored.num_layers(); ++layer) {
-    impl_->builds->Add(stored.layer(layer).Cut(/*decoding=*/true), stored.shared_account());
+    LayerCache& cache = stored.layer(layer);
+    impl_->builds->Add(cache.RetryUnsealable(), stored.shared_account());
+    impl_->builds->Add(cache.Cut(/*decoding=*/true), stored.shared_account());
   }
   return absl::OkStatus();
 }

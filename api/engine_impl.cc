@@ -124,7 +124,9 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
     LayerCache& cache = sequences[i]->layer(layer);
     const bool decoding = cu_seqlens[i + 1] - cu_seqlens[i] <= kDecodeRowsMax;
     cache.Commit(std::move(appends[i]));
-    builds->Add(cache.Cut(decoding), sequences[i]->shared_account());
+    const auto cut = cache.Cut(decoding);
+    if (!cut.empty()) builds->Add(cache.RetryUnsealable(), sequences[i]->shared_account());
+    builds->Add(cut, sequences[i]->shared_account());
     sequences[i]->Touch();
   }
   appended_tokens += num_rows;

@@ -58,6 +58,11 @@ void Arena::Free(std::byte* data, int64_t bytes) {
   InsertFreeRun((data - base_) / kBlockBytes, count);
 }
 
+void Arena::ReleasePages() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (used_blocks_ == 0) madvise(base_, num_blocks_ * kBlockBytes, MADV_DONTNEED);
+}
+
 void Arena::InsertFreeRun(int64_t first, int64_t count) {
   auto next = free_by_first_.lower_bound(first);
   if (next != free_by_first_.end() && first + count == next->first) {

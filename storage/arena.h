@@ -37,6 +37,10 @@ class Arena {
   // Zeroes the run and takes it back. `data` came from Allocate(bytes).
   void Free(std::byte* data, int64_t bytes);
 
+  // Gives the memory back to the system if nothing is allocated: stale handles may keep the arena
+  // itself alive much longer than its engine.
+  void ReleasePages();
+
   int64_t bytes() const { return num_blocks_ * kBlockBytes; }
   int64_t used_bytes() const;
   int64_t free_bytes() const { return bytes() - used_bytes(); }

@@ -80,10 +80,7 @@ void LayerCache::Commit(PendingAppend append) {
 }
 
 std::vector<std::shared_ptr<Segment>> LayerCache::Cut(bool decoding) {
-  std::vector<std::shared_ptr<Segment>> to_build;
-  for (const std::shared_ptr<Segment>& segment : contents_.segments) {
-    if (segment->RetryUnsealable()) to_build.push_back(segment);
-  }
+  std::vector<std::shared_ptr<Segment>> new_segments;
   const auto cut = [&](int64_t num_tokens) {
     const int64_t begin = contents_.tail_begin(rule_);
     const auto first = contents_.tail.begin();
@@ -93,7 +90,7 @@ std::vector<std::shared_ptr<Segment>> LayerCache::Cut(bool decoding) {
         RowChunks(std::make_move_iterator(first), std::make_move_iterator(last)));
     contents_.tail.erase(first, last);
     contents_.segments.push_back(segment);
-    to_build.push_back(std::move(segment));
+    new_segments.push_back(std::move(segment));
   };
   const auto num_cuttable = [&] {
     return contents_.length - rule_.window_tokens - contents_.tail_begin(rule_);
@@ -104,7 +101,15 @@ std::vector<std::shared_ptr<Segment>> LayerCache::Cut(bool decoding) {
   if (decoding && num_cuttable() >= rule_.update_tokens) {
     cut(num_cuttable() / rule_.update_tokens * rule_.update_tokens);
   }
-  return to_build;
+  return new_segments;
+}
+
+std::vector<std::shared_ptr<Segment>> LayerCache::RetryUnsealable() {
+  std::vector<std::shared_ptr<Segment>> retried;
+  for (const std::shared_ptr<Segment>& segment : contents_.segments) {
+    if (segment->RetryUnsealable()) retried.push_back(segment);
+  }
+  return retried;
 }
 
 LayerContents LayerCache::Snapshot() const {

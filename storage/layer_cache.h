@@ -76,8 +76,8 @@ class PendingAppend {
   int64_t num_rows_ = 0;
 };
 
-// Threads: one writer (PrepareAppend, Commit, Cut, Replace); any number of readers (Snapshot,
-// length).
+// Threads: one writer (PrepareAppend, Commit, Cut, RetryUnsealable, Replace); any number of readers
+// (Snapshot, length).
 class LayerCache {
  public:
   LayerCache(const ModelSpec& model, const CutRule& rule) : model_(model), rule_(rule) {}
@@ -88,9 +88,12 @@ class LayerCache {
   void Commit(PendingAppend append);
 
   // Closes what the rule says may be closed: whole segments, and while tokens are generated
-  // (`decoding`) also multiples of update_tokens. Returns the new segments and those whose last
-  // build failed, for building.
+  // (`decoding`) also multiples of update_tokens. Returns the new segments, for building.
   std::vector<std::shared_ptr<Segment>> Cut(bool decoding);
+
+  // The segments whose last build failed, pending again. A build costs as much when it fails: ask
+  // when something may have changed, not at every append.
+  std::vector<std::shared_ptr<Segment>> RetryUnsealable();
 
   LayerContents Snapshot() const;
   int64_t length() const;

@@ -186,17 +186,17 @@ TEST_F(LayerCacheTest, DecodingAfterAPromptCutsSegmentsFirstAndThenTheRest) {
   Expect(cache, Tokens(0, 4 + 256 + 128 + 60 + 32));
 }
 
-TEST_F(LayerCacheTest, CutReturnsTheSegmentsWhoseBuildFailed) {
+TEST_F(LayerCacheTest, FailedBuildsAreRetriedWhenAsked) {
   LayerCache cache(Model(), kRule);
   Append(cache, Tokens(0, 600));
   const auto cut = cache.Cut(false);
   ASSERT_EQ(cut.size(), 2u);
   cut[1]->MarkUnsealable();
-  const auto again = cache.Cut(false);
+  const auto again = cache.RetryUnsealable();
   ASSERT_EQ(again.size(), 1u);
   EXPECT_EQ(again[0], cut[1]);
   EXPECT_EQ(cut[1]->state(), Segment::State::kPending);
-  EXPECT_TRUE(cache.Cut(false).empty());
+  EXPECT_TRUE(cache.RetryUnsealable().empty());
 }
 
 TEST_F(LayerCacheTest, SealingKeepsEveryTokenAtItsPosition) {

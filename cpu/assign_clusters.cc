@@ -103,7 +103,7 @@ namespace wavekv::cpu {
 HWY_EXPORT(AssignPart);
 
 int64_t NumParts(const AssignClustersTask& task) {
-  return (task.num_points + kPointsPerPart - 1) / kPointsPerPart;
+  return std::max<int64_t>(1, (task.num_points + kPointsPerPart - 1) / kPointsPerPart);
 }
 
 void AssignClusters(const AssignClustersTask& task, int64_t part) {

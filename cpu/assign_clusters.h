@@ -12,7 +12,7 @@ inline constexpr int64_t kPointsPerPart = 512;
 
 // Backend::AssignClusters in parts, each kPointsPerPart of the task's points, which workers may
 // share. `dim` is one that a head may have.
-int64_t NumParts(const AssignClustersTask& task);
+int64_t NumParts(const AssignClustersTask& task);  // at least 1
 void AssignClusters(const AssignClustersTask& task, int64_t part);
 
 }  // namespace wavekv::cpu

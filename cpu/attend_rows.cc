@@ -21,7 +21,7 @@ AttendRowsTask Slice(AttendRowsTask task, int64_t begin, int64_t end) {
 }  // namespace
 
 int64_t NumParts(const AttendRowsTask& task) {
-  return (task.num_queries + kManyQueries - 1) / kManyQueries;
+  return std::max(1, (task.num_queries + kManyQueries - 1) / kManyQueries);
 }
 
 void AttendRows(const AttendRowsTask& task, int64_t part) {

@@ -9,7 +9,7 @@ namespace wavekv::cpu {
 
 // Backend::AttendRows in parts, each some of the task's queries, which workers may share. The
 // division depends on the task alone.
-int64_t NumParts(const AttendRowsTask& task);
+int64_t NumParts(const AttendRowsTask& task);  // at least 1
 void AttendRows(const AttendRowsTask& task, int64_t part);
 
 }  // namespace wavekv::cpu

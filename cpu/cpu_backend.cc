@@ -1,7 +1,9 @@
 #include "cpu/cpu_backend.h"
 
 #include <cstdint>
+#include <memory>
 
+#include "absl/functional/function_ref.h"
 #include "cpu/assign_clusters.h"
 #include "cpu/attend_rows.h"
 #include "cpu/convert_rows.h"
@@ -14,64 +16,103 @@
 namespace wavekv {
 namespace {
 
+// Multiplications that take about as long as waking a thread.
+constexpr int64_t kWorthSharing = int64_t{1} << 17;
+
+// Approximate multiplications of a task, or what takes as long.
+int64_t Work(const ConvertRowsTask& task) { return task.num_rows * task.row_elements; }
+int64_t Work(const ScoreClustersTask& task) {
+  return task.num_queries * task.index->num_clusters * task.index->shape.head_dim_k;
+}
+int64_t Work(const SelectClustersTask& task) {
+  return (task.num_queries + 4) * task.num_clusters * 8;
+}
+int64_t Work(const AttendRowsTask& task) {
+  int64_t num_tokens = 0;
+  for (const KvRange& range : task.ranges) num_tokens += range.num_tokens;
+  return num_tokens * task.num_queries * (task.shape.head_dim_k + task.shape.head_dim_v);
+}
+int64_t Work(const EstimateClustersTask& task) {
+  return task.num_queries * task.index->num_clusters * task.index->shape.head_dim_v;
+}
+int64_t Work(const MergeStatesTask& task) {
+  return static_cast<int64_t>(task.states.size()) * task.num_queries * task.head_dim_v;
+}
+int64_t Work(const AssignClustersTask& task) {
+  return task.num_points * task.num_centroids * task.dim;
+}
+int64_t Work(const UpdateCentroidsTask& task) {
+  return task.num_clusters == 0 ? 0 : int64_t{task.offsets[task.num_clusters]} * task.dim;
+}
+
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(Executor* executor) : executor_(executor) {}
 
   absl::Status ConvertRows(absl::Span<const ConvertRowsTask> tasks) override {
-    return RunAll(tasks, cpu::ConvertRows);
+    return RunTasks(tasks, cpu::ConvertRows);
   }
   absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) override {
-    return RunAll(tasks, cpu::ScoreClusters);
+    return RunTasks(tasks, cpu::ScoreClusters);
   }
   absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) override {
-    return RunAll(tasks, cpu::SelectClusters);
+    return RunTasks(tasks, cpu::SelectClusters);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
     return RunParts(tasks, cpu::AttendRows);
   }
   absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) override {
-    return RunAll(tasks, cpu::EstimateClusters);
+    return RunTasks(tasks, cpu::EstimateClusters);
   }
   absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) override {
-    return RunAll(tasks, cpu::MergeStates);
+    return RunTasks(tasks, cpu::MergeStates);
   }
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     return RunParts(tasks, cpu::AssignClusters);
   }
   absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
-    return RunAll(tasks, cpu::UpdateCentroids);
+    return RunTasks(tasks, cpu::UpdateCentroids);
   }
 
  private:
+  // run(task) for each task.
   template <typename Task>
-  absl::Status RunAll(absl::Span<const Task> tasks, void (*run)(const Task&)) {
-    if (tasks.size() == 1) {
-      run(tasks[0]);
-    } else {
-      executor_->ParallelFor(static_cast<int64_t>(tasks.size()),
-                             [&](int64_t i, int) { run(tasks[i]); });
-    }
+  absl::Status RunTasks(absl::Span<const Task> tasks, void (*run)(const Task&)) {
+    Share(static_cast<int64_t>(tasks.size()), TotalWork(tasks),
+          [&](int64_t i, int) { run(tasks[i]); });
     return absl::OkStatus();
   }
 
-  // The same for operations that divide a task into parts.
+  // run(task, part) for each part of each task.
   template <typename Task>
   absl::Status RunParts(absl::Span<const Task> tasks, void (*run)(const Task&, int64_t part)) {
     int64_t num_parts = 0;
     for (const Task& task : tasks) num_parts += cpu::NumParts(task);
-    if (num_parts == 1) {
-      for (const Task& task : tasks) {
-        if (cpu::NumParts(task) == 1) run(task, 0);
-      }
-      return absl::OkStatus();
+    if (num_parts == static_cast<int64_t>(tasks.size())) {
+      Share(num_parts, TotalWork(tasks), [&](int64_t i, int) { run(tasks[i], 0); });
+    } else {
+      Share(num_parts, TotalWork(tasks), [&](int64_t part, int) {
+        const Task* task = tasks.data();
+        for (; part >= cpu::NumParts(*task); ++task) part -= cpu::NumParts(*task);
+        run(*task, part);
+      });
     }
-    executor_->ParallelFor(num_parts, [&](int64_t part, int) {
-      const Task* task = tasks.data();
-      for (; part >= cpu::NumParts(*task); ++task) part -= cpu::NumParts(*task);
-      run(*task, part);
-    });
     return absl::OkStatus();
+  }
+
+  template <typename Task>
+  static int64_t TotalWork(absl::Span<const Task> tasks) {
+    int64_t work = 0;
+    for (const Task& task : tasks) work += Work(task);
+    return work;
+  }
+
+  void Share(int64_t count, int64_t work, absl::FunctionRef<void(int64_t i, int worker)> run) {
+    if (count > 1 && work >= kWorthSharing) {
+      executor_->ParallelFor(count, run);
+    } else {
+      for (int64_t i = 0; i < count; ++i) run(i, 0);
+    }
   }
 
   Executor* const executor_;

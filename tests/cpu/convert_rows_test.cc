@@ -24,13 +24,13 @@ class ConvertRowsTest : public BackendFixture {
 
 struct Layout {
   int64_t num_rows, row_elements, source_stride, target_stride;
-  int64_t misalignment_bytes;  // of both buffers
+  int64_t first_element;  // of both buffers, which are aligned
 };
 
 // Dense and strided, rows shorter and longer than any vector, aligned and not.
 constexpr Layout kLayouts[] = {
-    {3, 128, 128, 128, 0}, {5, 40, 43, 51, 4}, {4, 8, 8, 24, 2},       {1, 1, 1, 1, 2},
-    {7, 3, 5, 3, 0},       {2, 71, 71, 71, 6}, {9, 256, 1024, 256, 0},
+    {3, 128, 128, 128, 0}, {5, 40, 43, 51, 1}, {4, 8, 8, 24, 2},       {1, 1, 1, 1, 2},
+    {7, 3, 5, 3, 0},       {2, 71, 71, 71, 3}, {9, 256, 1024, 256, 0},
 };
 
 void ExpectSameBits(const std::vector<std::byte>& actual, const std::vector<std::byte>& expected) {
@@ -50,28 +50,29 @@ TEST_F(ConvertRowsTest, RoundsLikeTheScalarDefinitionAndTouchesNothingElse) {
                        << ", row elements " << layout.row_elements << ", scale " << scale);
           const int64_t source_count = layout.num_rows * layout.source_stride;
           const int64_t target_count = layout.num_rows * layout.target_stride;
-          const int64_t shift = layout.misalignment_bytes;
+          const int64_t source_shift = layout.first_element * DTypeBytes(source_dtype);
+          const int64_t target_shift = layout.first_element * DTypeBytes(target_dtype);
           const std::vector<std::byte> encoded =
               Encode(random.Gaussians(source_count), source_dtype);
-          std::vector<std::byte> source(shift);
+          std::vector<std::byte> source(source_shift);
           source.insert(source.end(), encoded.begin(), encoded.end());
-          const std::vector<std::byte> before(shift + target_count * DTypeBytes(target_dtype),
-                                              std::byte{0x5a});
+          const std::vector<std::byte> before(
+              target_shift + target_count * DTypeBytes(target_dtype), std::byte{0x5a});
           std::vector<std::byte> expected = before;
           for (int64_t row = 0; row < layout.num_rows; ++row) {
             for (int64_t i = 0; i < layout.row_elements; ++i) {
               const float value =
                   LoadElement(encoded.data(), source_dtype, row * layout.source_stride + i);
-              StoreElement(expected.data() + shift, target_dtype, row * layout.target_stride + i,
-                           value * scale);
+              StoreElement(expected.data() + target_shift, target_dtype,
+                           row * layout.target_stride + i, value * scale);
             }
           }
           ForEachTarget([&] {
             std::vector<std::byte> target = before;
-            EXPECT_TRUE(Convert({.source = source.data() + shift,
+            EXPECT_TRUE(Convert({.source = source.data() + source_shift,
                                  .source_dtype = source_dtype,
                                  .source_stride = layout.source_stride,
-                                 .target = target.data() + shift,
+                                 .target = target.data() + target_shift,
                                  .target_dtype = target_dtype,
                                  .target_stride = layout.target_stride,
                                  .num_rows = layout.num_rows,

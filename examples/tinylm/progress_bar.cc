@@ -20,7 +20,7 @@ ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit)
 void ProgressBar::Update(int64_t num_done) {
   const bool is_last = num_done == total_;
   const auto now = Clock::now();
-  const std::chrono::milliseconds interval(is_terminal_ ? 100 : 5000);
+  const std::chrono::milliseconds interval(is_terminal_ ? 100 : 10000);
   if (!is_last && now - shown_ < interval) return;
   shown_ = now;
 

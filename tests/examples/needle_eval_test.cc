@@ -42,14 +42,14 @@ class NeedleEvalTest : public ::testing::Test {
 TEST_F(NeedleEvalTest, DefaultZonesAnswerAsDenseAttentionDoes) {
   NeedleEvalOptions options;
   options.tasks = {"niah", "vt"};
-  options.questions_per_task = 20;
+  options.questions_per_task = 40;
   const auto results = RunNeedleEval(set_, options, model_.get(), engine_.get());
   ASSERT_TRUE(results.ok()) << results.status();
   ASSERT_EQ(results->size(), 2u);
   NeedleResult all;
   for (const NeedleResult& result : *results) all.Add(result);
 
-  ASSERT_EQ(all.questions.size(), 40u);
+  ASSERT_EQ(all.questions.size(), 80u);
   EXPECT_GE(all.agreement(), 0.95);
   EXPECT_GE(all.dense_accuracy(), 0.85);
   EXPECT_GT(all.errors.count, 0);
@@ -59,7 +59,7 @@ TEST_F(NeedleEvalTest, DefaultZonesAnswerAsDenseAttentionDoes) {
   EXPECT_LT(all.totals.exact_tokens_share(), 0.2);
   EXPECT_LT(all.totals.bytes_share(), 0.3);
   EXPECT_EQ(engine_->stats().sequences, 0);
-  EXPECT_THAT(ResultLine(kContext, all), HasSubstr("demo context=8192 prompts=40 dense_acc="));
+  EXPECT_THAT(ResultLine(kContext, all), HasSubstr("demo context=8192 prompts=80 dense_acc="));
   EXPECT_THAT(ResultTable(kContext, options.tasks, *results), HasSubstr("all"));
 }
 

@@ -33,7 +33,10 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
   ws_.convert_tasks.clear();
   ws_.finite.assign(ws_.views.size() * model_.num_q_heads, {});
   const int64_t element_bytes = DTypeBytes(queries.dtype);
-  for (const SequenceView& view : ws_.views) {
+  for (size_t sequence = 0; sequence < ws_.views.size(); ++sequence) {
+    const SequenceView& view = ws_.views[sequence];
+    // Strides of a tensor without rows mean nothing: they are not computed with.
+    if (view.num_rows == 0) continue;
     for (int head = 0; head < model_.num_q_heads; ++head) {
       ConvertRowsTask task;
       task.source =
@@ -47,7 +50,7 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
       task.num_rows = view.num_rows;
       task.row_elements = model_.head_dim_k;
       task.scale = model_.scale();
-      task.all_finite = &ws_.finite[ws_.convert_tasks.size()].value;
+      task.all_finite = &ws_.finite[sequence * model_.num_q_heads + head].value;
       ws_.convert_tasks.push_back(task);
     }
   }
@@ -55,11 +58,11 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
   const auto bad = std::find_if(ws_.finite.begin(), ws_.finite.end(),
                                 [](const AttendWorkspace::Flag& flag) { return !flag.value; });
   if (bad == ws_.finite.end()) return absl::OkStatus();
-  const int64_t task = bad - ws_.finite.begin();
+  const int64_t at = bad - ws_.finite.begin();
   return absl::InvalidArgumentError(
       fmt::format("queries must be finite, got NaN or infinity in query head {} of sequence {} of "
                   "the batch",
-                  task % model_.num_q_heads, task / model_.num_q_heads));
+                  at % model_.num_q_heads, at / model_.num_q_heads));
 }
 
 absl::Status AttendStep::Attend(AttendStats* stats) {
@@ -205,6 +208,7 @@ absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const Lse
   const int64_t element_bytes = DTypeBytes(output.dtype);
   const float to_base = options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f;
   for (const SequenceView& view : ws_.views) {
+    if (view.num_rows == 0) continue;
     for (int head = 0; head < model_.num_q_heads; ++head) {
       const int64_t first_state = FirstState(view, head / group_, 0) + head % group_;
       ConvertRowsTask task;

@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "api/append_source.h"
 #include "api/check_arguments.h"
 #include "api/engine_impl.h"
 #include "cpu/cpu_backend.h"
@@ -186,7 +187,27 @@ std::vector<std::shared_ptr<StoredSequence>> Engine::Stored(absl::Span<const Seq
 absl::Status Engine::Append(const RaggedBatch& batch, int layer, const TensorView& keys,
                             const TensorView& values, Stream stream) {
   WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
-  return impl_->Append(Stored(batch.sequences), batch.cu_seqlens, layer, keys, values);
+  const auto sequences = Stored(batch.sequences);
+  const ModelSpec& model = impl_->options.model;
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
+  const int64_t num_rows = batch.cu_seqlens.back();
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"keys", num_rows, model.num_kv_heads, model.head_dim_k}, keys));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"values", num_rows, model.num_kv_heads, model.head_dim_v}, values));
+  return impl_->Append(sequences, batch.cu_seqlens, layer, TensorSource(keys, values));
+}
+
+absl::Status Engine::AppendPaged(const RaggedBatch& batch, int layer, const PagedView& keys,
+                                 const PagedView& values, const PageTable& table, Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  const auto sequences = Stored(batch.sequences);
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
+  const PagedSource source(keys, values, table);
+  WAVEKV_RETURN_IF_ERROR(source.CheckViews(impl_->options.model, sequences.size()));
+  return impl_->Append(sequences, batch.cu_seqlens, layer, source);
 }
 
 absl::Status Engine::BuildSegments(const Sequence& sequence) {

@@ -173,6 +173,13 @@ class Engine {
   absl::Status Append(const RaggedBatch& batch, int layer, const TensorView& keys,
                       const TensorView& values, Stream stream = nullptr);
 
+  // The same from the caller's paged cache, whose table covers each sequence from its first
+  // position on: copies the tokens at [length, length + rows) of each sequence, length being what
+  // this layer holds now.
+  absl::Status AppendPaged(const RaggedBatch& batch, int layer, const PagedView& keys,
+                           const PagedView& values, const PageTable& table,
+                           Stream stream = nullptr);
+
   // Seals now, in the background, what lies behind the window in multiples of update_tokens: what
   // Append does by itself when the first decode row follows a prompt.
   absl::Status BuildSegments(const Sequence& sequence);

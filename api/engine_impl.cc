@@ -48,18 +48,33 @@ absl::Status Engine::Impl::CheckStream(Stream stream) const {
   return absl::UnimplementedError("stream must be null in a CPU engine");
 }
 
+// A task for the keys and one for the values of each kv head, in this order.
+void Engine::Impl::AddConvertTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
+                                   const RowChunk& chunk, int64_t chunk_row,
+                                   std::vector<ConvertRowsTask>& tasks) const {
+  const ModelSpec& model = options.model;
+  const auto add = [&](const RowLayout& layout, const std::byte* first, int head, int head_dim,
+                       std::byte* target) {
+    ConvertRowsTask task;
+    task.source = first + head * layout.head_stride * DTypeBytes(layout.dtype);
+    task.source_dtype = layout.dtype;
+    task.source_stride = layout.row_stride;
+    task.target = target;
+    task.target_dtype = model.kv_dtype;
+    task.target_stride = head_dim;
+    task.num_rows = num_rows;
+    task.row_elements = head_dim;
+    tasks.push_back(task);
+  };
+  for (int head = 0; head < model.num_kv_heads; ++head) {
+    add(source.keys(), run.keys, head, model.head_dim_k, chunk.keys(head, chunk_row));
+    add(source.values(), run.values, head, model.head_dim_v, chunk.values(head, chunk_row));
+  }
+}
+
 absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
                                   absl::Span<const int32_t> cu_seqlens, int layer,
-                                  const TensorView& keys, const TensorView& values) {
-  const ModelSpec& model = options.model;
-  WAVEKV_RETURN_IF_ERROR(CheckLayer(layer));
-  WAVEKV_RETURN_IF_ERROR(CheckBatch(sequences, cu_seqlens));
-  const int64_t num_rows = cu_seqlens.back();
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"keys", num_rows, model.num_kv_heads, model.head_dim_k}, keys));
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"values", num_rows, model.num_kv_heads, model.head_dim_v}, values));
-
+                                  const AppendSource& source) {
   std::vector<SequenceWriter> writers;
   std::vector<StoredSequence*> keep;
   for (const auto& sequence : sequences) {
@@ -70,46 +85,35 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
 
   std::vector<PendingAppend> appends;
   for (size_t i = 0; i < sequences.size(); ++i) {
-    StoredSequence& sequence = *sequences[i];
-    const std::shared_ptr<TenantStore> tenant = sequence.tenant();
+    LayerCache& cache = sequences[i]->layer(layer);
+    const int64_t num_rows = cu_seqlens[i + 1] - cu_seqlens[i];
+    WAVEKV_RETURN_IF_ERROR(source.Check(i, cache.length(), num_rows));
+    const std::shared_ptr<TenantStore> tenant = sequences[i]->tenant();
     if (tenant == nullptr) return SequenceNotFound();
-    const auto prepare = [&] {
-      return sequence.layer(layer).PrepareAppend(sequence.account(),
-                                                 cu_seqlens[i + 1] - cu_seqlens[i]);
-    };
+    const auto prepare = [&] { return cache.PrepareAppend(sequences[i]->account(), num_rows); };
     WAVEKV_ASSIGN_OR_RETURN(PendingAppend append, tenant->WithEviction(keep, prepare));
     appends.push_back(std::move(append));
   }
 
   // All rows of the batch in one call: from the caller's strides and type to the chunks'.
+  std::vector<ConvertRowsTask> tasks;
+  for (size_t i = 0; i < appends.size(); ++i) {
+    int64_t row = cu_seqlens[i];
+    int64_t position = sequences[i]->layer(layer).length();
+    for (const RowSlice& slice : appends[i].slices()) {
+      for (int64_t done = 0; done < slice.count;) {
+        const RowRun run = source.Locate(i, row, position);
+        const int64_t count = std::min(run.num_rows, slice.count - done);
+        AddConvertTasks(source, run, count, *slice.chunk, slice.row + done, tasks);
+        done += count;
+        row += count;
+        position += count;
+      }
+    }
+  }
   struct Flag {
     bool finite = true;
   };
-  std::vector<ConvertRowsTask> tasks;
-  const auto add_task = [&](const TensorView& source, int64_t row, int head, int64_t count,
-                            std::byte* target) {
-    ConvertRowsTask task;
-    task.source = static_cast<const std::byte*>(source.data) +
-                  (row * source.row_stride + head * source.head_stride) * DTypeBytes(source.dtype);
-    task.source_dtype = source.dtype;
-    task.source_stride = source.row_stride;
-    task.target = target;
-    task.target_dtype = model.kv_dtype;
-    task.target_stride = source.head_dim;
-    task.num_rows = count;
-    task.row_elements = source.head_dim;
-    tasks.push_back(task);
-  };
-  for (size_t i = 0; i < appends.size(); ++i) {
-    int64_t row = cu_seqlens[i];
-    for (const RowSlice& slice : appends[i].slices()) {
-      for (int head = 0; head < model.num_kv_heads; ++head) {
-        add_task(keys, row, head, slice.count, slice.chunk->keys(head, slice.row));
-        add_task(values, row, head, slice.count, slice.chunk->values(head, slice.row));
-      }
-      row += slice.count;
-    }
-  }
   std::vector<Flag> flags(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) tasks[i].all_finite = &flags[i].finite;
   WAVEKV_RETURN_IF_ERROR(backend->ConvertRows(tasks));
@@ -117,7 +121,8 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
     if (flags[i].finite) continue;
     return absl::InvalidArgumentError(fmt::format(
         "{} must be finite in {}, got NaN, infinity or a number out of its range in kv head {}",
-        i % 2 == 0 ? "keys" : "values", DTypeName(model.kv_dtype), i / 2 % model.num_kv_heads));
+        i % 2 == 0 ? "keys" : "values", DTypeName(options.model.kv_dtype),
+        i / 2 % options.model.num_kv_heads));
   }
 
   for (size_t i = 0; i < appends.size(); ++i) {
@@ -129,7 +134,7 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
     builds->Add(cut, sequences[i]->shared_account());
     sequences[i]->Touch();
   }
-  appended_tokens += num_rows;
+  appended_tokens += cu_seqlens.back();
   return absl::OkStatus();
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "api/append_source.h"
 #include "api/attend_step.h"
 #include "api/build_queue.h"
 #include "compute/backend.h"
@@ -57,9 +58,13 @@ struct Engine::Impl {
   absl::Status CheckLayer(int layer) const;
   absl::Status CheckStream(Stream stream) const;
 
+  // REQUIRES: layer, batch and the source's views have been checked.
   absl::Status Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
-                      absl::Span<const int32_t> cu_seqlens, int layer, const TensorView& keys,
-                      const TensorView& values);
+                      absl::Span<const int32_t> cu_seqlens, int layer, const AppendSource& source);
+
+  void AddConvertTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
+                       const RowChunk& chunk, int64_t chunk_row,
+                       std::vector<ConvertRowsTask>& tasks) const;
 
   // Pins the layer of the plan's sequences in its workspace; NOT_FOUND when one has been removed.
   absl::Status PinStep(PlanState& plan, int layer) const;

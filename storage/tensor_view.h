@@ -48,6 +48,31 @@ struct LseView {
   }
 };
 
+// The caller's own paged cache as a source: a [num_pages, page_tokens, num_heads, head_dim] view
+// with free strides but feature stride 1, which covers NHD and HND pages, keys and values in one
+// buffer, and all layers in one page. Strides count elements.
+struct PagedView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t num_pages = 0;
+  int64_t page_tokens = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  int64_t page_stride = 0;
+  int64_t token_stride = 0;
+  int64_t head_stride = 0;
+  Memory memory = Memory::kHost;
+};
+
+// [num_sequences, pages_max] page numbers: position p of sequence i lies in slot p % page_tokens of
+// page data[i * row_stride + p / page_tokens]. Entries that no call reads may hold anything.
+struct PageTable {
+  const int32_t* data = nullptr;
+  int64_t num_sequences = 0;
+  int64_t pages_max = 0;
+  int64_t row_stride = 0;
+};
+
 }  // namespace wavekv
 
 #endif  // WAVEKV_STORAGE_TENSOR_VIEW_H_

@@ -348,6 +348,56 @@ TEST_F(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {
   }
 }
 
+TEST_F(EngineTest, PagedSourcesGiveTheSameAsPackedRows) {
+  Open(SmallOptions());
+  const int64_t rows = 300;
+  const int64_t page_tokens = 16;
+  const int64_t num_pages = 40;
+  const int heads = model_.num_kv_heads;
+  const int dim = model_.head_dim_k;
+  const std::vector<float> keys = RandomKeys(rows);
+  const std::vector<float> values = RandomValues(rows);
+  // Pages hold keys and values in one buffer, heads before tokens (HND), in scattered order.
+  const int64_t page_stride = 2 * heads * page_tokens * dim;
+  std::vector<float> pages(num_pages * page_stride, NAN);
+  std::vector<int32_t> table(num_pages, -1);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t page = (row / page_tokens * 7 + 3) % num_pages;
+    table[row / page_tokens] = static_cast<int32_t>(page);
+    for (int head = 0; head < heads; ++head) {
+      for (int d = 0; d < dim; ++d) {
+        const int64_t at = page * page_stride + (head * page_tokens + row % page_tokens) * dim + d;
+        pages[at] = keys[(row * heads + head) * dim + d];
+        pages[at + heads * page_tokens * dim] = values[(row * heads + head) * dim + d];
+      }
+    }
+  }
+  const PagedView key_pages = {
+      pages.data(), DType::kFloat32, num_pages, page_tokens,       heads,
+      dim,          page_stride,     dim,       page_tokens * dim, Memory::kHost};
+  PagedView value_pages = key_pages;
+  value_pages.data = pages.data() + heads * page_tokens * dim;
+  const PageTable page_table = {table.data(), 1, num_pages, num_pages};
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    for (const auto& [begin, end] : {std::pair<int, int>{0, 100}, {100, 101}, {101, 300}}) {
+      const int32_t cu_seqlens[] = {0, end - begin};
+      const absl::Status status = engine_->AppendPaged({{&sequence_, 1}, cu_seqlens}, layer,
+                                                       key_pages, value_pages, page_table);
+      ASSERT_TRUE(status.ok()) << status;
+    }
+    expected_->Append(layer, keys, values);
+  }
+  ExpectExact(0, 2, AttendOptions::Exact());
+  ExpectExact(1, 1, AttendOptions::Exact());
+
+  // The 20th page is not in the table, and nothing is appended of a batch that needs it.
+  const int32_t too_far[] = {0, 5};
+  const absl::Status status =
+      engine_->AppendPaged({{&sequence_, 1}, too_far}, 0, key_pages, value_pages, page_table);
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_EQ(sequence_.length(), rows);
+}
+
 TEST_F(EngineTest, ForkSharesAndThenParts) {
   Open(SmallOptions());
   AppendRandom(1400);

@@ -168,13 +168,13 @@ fs::path RepositoryRoot() {
 }
 
 Repository ReadRepository() {
-  const std::set<std::string> kNotOurs = {"third_party", ".git", ".ci"};
+  const std::set<std::string> kNotOurs = {"third_party", "out", ".git", ".ci"};
   const std::set<std::string> kExtensions = {".h", ".cc", ".cu", ".cuh"};
   const fs::path root = RepositoryRoot();
   Repository repository;
   for (const fs::directory_entry& top : fs::directory_iterator(root)) {
     const std::string folder = top.path().filename();
-    // Bazel's links in the root lead out of the repository.
+    // A link leads out of the repository.
     if (top.is_symlink() || !top.is_directory() || kNotOurs.contains(folder)) continue;
     for (const fs::directory_entry& entry : fs::recursive_directory_iterator(top)) {
       if (!entry.is_regular_file()) continue;

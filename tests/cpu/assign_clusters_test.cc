@@ -32,6 +32,10 @@ class AssignClustersTest : public BackendFixture {
   }
 };
 
+struct Shape {
+  int64_t num_points, num_centroids;
+};
+
 double Dot(const float* a, const float* b, int dim, double* magnitude = nullptr) {
   double dot = 0.0;
   for (int d = 0; d < dim; ++d) {
@@ -45,8 +49,8 @@ TEST_F(AssignClustersTest, FindsTheGreatestInnerProductToRounding) {
   Random random(41);
   WAVEKV_TRACE_SEED(random);
   for (int dim : {8, 40, 80, 128, 256}) {
-    for (auto [num_points, num_centroids] :
-         {std::pair{1, 1}, {5, 3}, {7, 64}, {130, 65}, {33, 200}, {300, 17}}) {
+    for (const Shape& shape : {Shape{1, 1}, {5, 3}, {7, 64}, {130, 65}, {33, 200}, {300, 17}}) {
+      const int64_t num_points = shape.num_points, num_centroids = shape.num_centroids;
       const std::vector<float> points = random.Gaussians(num_points * dim);
       const std::vector<float> centroids = random.Gaussians(num_centroids * dim);
       ForEachTarget([&] {

@@ -108,8 +108,9 @@ void AttendTile(const AttendRowsTask& task, const RowTile& tile, int begin, int 
   const int dim_k = task.shape.head_dim_k;
   // The last query stands in for those missing to a whole block.
   const float* queries[kBlockRows];
-  for (int r = 0; r < kBlockRows; ++r)
+  for (int r = 0; r < kBlockRows; ++r) {
     queries[r] = task.queries + std::min(begin + r, end - 1) * dim_k;
+  }
   Logits(queries, tile, dim_k, scratch);
   for (int q = begin; q < end; ++q) {
     float* logits = scratch.logits + (q - begin) * kTileRows;

@@ -30,6 +30,7 @@ struct ZoneUnit {
   int64_t first_index = 0;  // of its ClusterIndex pointers
   int64_t num_indexes = 0;
   int64_t first_cluster = 0;  // in sizes, zones, probabilities, retrieved; times G in log_masses
+                              // and rank_scores
   int64_t num_clusters = 0;
   int64_t num_retrieved = 0;
   int64_t sealed_tokens = 0;
@@ -72,6 +73,7 @@ struct AttendWorkspace {
   std::vector<const ClusterIndex*> indexes;
   std::vector<uint32_t> sizes;
   std::vector<float> log_masses;
+  std::vector<float> rank_scores;
   std::vector<float> probabilities;
   std::vector<Zone> zones;
   std::vector<uint32_t> retrieved;

@@ -33,6 +33,7 @@ void AttendStep::AddUnits(const SequenceView& view, int64_t row) {
     ws_.units.push_back(unit);
   }
   ws_.log_masses.resize(ws_.sizes.size() * group_);
+  ws_.rank_scores.resize(ws_.sizes.size() * group_);
 }
 
 absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
@@ -72,17 +73,23 @@ absl::Status AttendStep::RankUnits() {
   ws_.score_tasks.clear();
   ws_.select_tasks.clear();
   for (ZoneUnit& unit : ws_.units) {
-    float* log_masses = ws_.log_masses.data() + unit.first_cluster * group_;
+    const int64_t first_score = unit.first_cluster * group_;
     int64_t cluster = 0;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
-      const ClusterIndex* index = ws_.indexes[unit.first_index + i];
-      ws_.score_tasks.push_back({ws_.queries.data() + unit.first_state * model_.head_dim_k, group_,
-                                 index, log_masses + cluster, unit.num_clusters});
-      cluster += index->num_clusters;
+      ScoreClustersTask score;
+      score.queries = ws_.queries.data() + unit.first_state * model_.head_dim_k;
+      score.num_queries = group_;
+      score.index = ws_.indexes[unit.first_index + i];
+      score.log_masses = ws_.log_masses.data() + first_score + cluster;
+      score.stride = unit.num_clusters;
+      score.mass = options_.mass;
+      score.rank_scores = ws_.rank_scores.data() + first_score + cluster;
+      ws_.score_tasks.push_back(score);
+      cluster += score.index->num_clusters;
     }
     SelectClustersTask select;
-    select.log_masses = log_masses;
-    select.log_masses_stride = unit.num_clusters;
+    select.scores = ws_.rank_scores.data() + first_score;
+    select.stride = unit.num_clusters;
     select.num_queries = group_;
     select.sizes = ws_.sizes.data() + unit.first_cluster;
     select.num_clusters = unit.num_clusters;
@@ -192,6 +199,7 @@ absl::Status AttendStep::EstimateUnits() {
       task.log_masses =
           ws_.log_masses.data() + unit.first_cluster * group_ + (cluster - unit.first_cluster);
       task.log_masses_stride = unit.num_clusters;
+      task.mass = options_.mass;
       task.zones = ws_.zones.data() + cluster;
       task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
       task.lse = ws_.partial_lses.data() + part;
@@ -245,13 +253,13 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
   stats->clusters_scored += unit.num_clusters;
   stats->clusters_retrieved += unit.num_retrieved;
   stats->bytes_dense += unit.visible_end * kv_bytes_;
-  // Read of every cluster: centroid, size and offset, to rank it. Of those not retrieved: the
-  // spreads. Value means: those of the estimation zone and, where there is a remainder, of all that
-  // does not belong to it, with one a segment.
+  // Read of every cluster: centroid, size, offset and key spread, to rank it. Of those not
+  // retrieved: the value spread. Value means: those of the estimation zone and, where there is a
+  // remainder, of all that does not belong to it, with one a segment.
   stats->bytes_read +=
       exact_tokens * kv_bytes_ +
-      unit.num_clusters * (model_.head_dim_k * statistic_bytes + 2 * int64_t{sizeof(float)}) +
-      (unit.num_clusters - unit.num_retrieved) * 2 * int64_t{sizeof(float)} +
+      unit.num_clusters * (model_.head_dim_k * statistic_bytes + 3 * int64_t{sizeof(float)}) +
+      (unit.num_clusters - unit.num_retrieved) * int64_t{sizeof(float)} +
       num_value_means * model_.head_dim_v * statistic_bytes +
       unit.num_indexes * model_.head_dim_v * int64_t{sizeof(float)};
 
@@ -300,6 +308,7 @@ void AttendStep::ClearUnits() {
   ws_.indexes.clear();
   ws_.sizes.clear();
   ws_.log_masses.clear();
+  ws_.rank_scores.clear();
   ws_.ranges.clear();
   ws_.pieces.clear();
   ws_.visible_ends.clear();

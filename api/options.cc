@@ -127,6 +127,10 @@ absl::Status ValidateTenantQuota(const TenantQuota& quota) { return ValidateQuot
 absl::Status ValidateAttendOptions(const AttendOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("retrieval", options.retrieval));
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("estimation", options.estimation));
+  if (options.mass != MassEstimate::kLowerBound && options.mass != MassEstimate::kSecondOrder) {
+    return Invalid("mass must be kLowerBound or kSecondOrder, got {}",
+                   static_cast<int>(options.mass));
+  }
   if (options.lse_base != LseBase::kE && options.lse_base != LseBase::k2) {
     return Invalid("lse_base must be kE or k2, got {}", static_cast<int>(options.lse_base));
   }

@@ -120,11 +120,14 @@ void ScoreClusters(benchmark::State& state) {
   const Index index(num_clusters, dtype);
   const std::vector<float> queries = Gaussians(kQueries * kDim, 0.1f);
   std::vector<float> masses(kQueries * num_clusters);
+  std::vector<float> scores(kQueries * num_clusters);
   const ScoreClustersTask task = {.queries = queries.data(),
                                   .num_queries = kQueries,
                                   .index = &*index,
                                   .log_masses = masses.data(),
-                                  .log_masses_stride = num_clusters};
+                                  .stride = num_clusters,
+                                  .mass = MassEstimate::kSecondOrder,
+                                  .rank_scores = scores.data()};
   Machine machine;
   for (auto _ : state) benchmark::DoNotOptimize((*machine).ScoreClusters({&task, 1}).ok());
   state.SetBytesProcessed(state.iterations() * num_clusters * kDim * DTypeBytes(dtype));
@@ -139,8 +142,8 @@ void SelectClusters(benchmark::State& state) {
   std::vector<Zone> zones(num_clusters);
   std::vector<uint32_t> retrieved(num_clusters);
   int64_t num_retrieved;
-  const SelectClustersTask task = {.log_masses = masses.data(),
-                                   .log_masses_stride = num_clusters,
+  const SelectClustersTask task = {.scores = masses.data(),
+                                   .stride = num_clusters,
                                    .num_queries = kQueries,
                                    .sizes = sizes.data(),
                                    .num_clusters = num_clusters,

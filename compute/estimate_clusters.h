@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "compute/score_clusters.h"
 #include "compute/select_clusters.h"
 #include "storage/cluster_index.h"
 
@@ -21,15 +22,14 @@ namespace wavekv {
 // normalised; lse [num_queries], natural. A segment without unretrieved clusters gives output 0 and
 // lse -infinity.
 //
-// Error terms, for the step's error estimate (nullptr: not wanted), of masses relative to e^lse:
-//   missing_mass [num_queries]: sum_i w_i (e^{min(s_i / 2, 3)} - 1) with w_i = e^{m_i - lse} and
-//   s_i the variance
-//     of the logit inside the cluster if its keys spread alike in all directions:
-//     |q|^2 key_spread_i / head_dim_k. What Jensen's bound misses, to second order; capped because
-//     the expansion overshoots for wide clusters.
-//   value_variance [num_queries]: sum_i w_i^2 (value_spread_i / n_i + value_spread_i (e^{min(s_i,
-//   3)} - 1)):
-//     squared length of the error made by the value means.
+// Error terms, for the step's error estimate (nullptr: not wanted), with w_i = e^{m_i - lse} and
+// x_i, g_i as in score_clusters.h:
+//   missing_mass [num_queries]: mass that may be missing, relative to e^lse. For
+//   MassEstimate::kLowerBound what the
+//     second order would add, sum_i w_i (e^{g_i} - 1); for kSecondOrder half of what it did add,
+//     sum_i w_i (1 - e^{-g_i}) / 2.
+//   value_variance [num_queries]: squared length of the error made by the value means,
+//     sum_i w_i^2 value_spread_i (1 / n_i + e^{min(x_i, kLogMassGainMax)} - 1).
 struct EstimateClustersTask {
   const float* queries =
       nullptr;  // [num_queries, head_dim_k], scaled; read for the error terms alone
@@ -37,6 +37,7 @@ struct EstimateClustersTask {
   const ClusterIndex* index = nullptr;
   const float* log_masses = nullptr;
   int64_t log_masses_stride = 0;
+  MassEstimate mass = MassEstimate::kLowerBound;  // of log_masses
   const Zone* zones = nullptr;
   float* output = nullptr;
   float* lse = nullptr;

@@ -7,20 +7,34 @@
 
 namespace wavekv {
 
-// Log-mass that each query expects of each cluster of one segment: m_i = q . c_i + ln(n_i).
+// Log-mass that each query expects of each cluster of one segment, and the score to rank it by.
 //
-// By Jensen's inequality exp(m_i) never exceeds the cluster's true mass sum_j exp(q . k_j).
+//   b_i = q . c_i + ln(n_i)                     n_i e^{q . c_i} never exceeds the true mass
+//   (Jensen) x_i = |q|^2 key_spread_i / head_dim_k       variance of the logit inside the cluster,
+//   if its keys
+//                                               spread alike in all directions
+//   g_i = min(x_i / 2, kLogMassGainMax)         what the bound misses, to second order; capped,
+//   because the
+//                                               expansion overshoots for wide clusters
+//   log-mass m_i = b_i, or b_i + g_i for MassEstimate::kSecondOrder
+//   rank score r_i = b_i + g_i + sqrt(x_i)      optimistic by one standard deviation: a wide
+//   cluster may hide a
+//                                               token that its centroid does not recommend
 //
 // Shapes: queries [num_queries, head_dim_k] fp32, already multiplied by the softmax scale: the GQA
-// group's heads, which share each centroid read; log_masses [num_queries, index->num_clusters], row
-// h at log_masses + h * log_masses_stride. Source: RetroInfer (arXiv 2505.02922), "Tripartite
-// attention approximation"; ours adds ln(n_i) to the rank.
+// group's heads, which share each centroid read; log_masses and rank_scores [num_queries,
+// index->num_clusters], row h at h * stride. rank_scores == nullptr: not wanted. Source: RetroInfer
+// (arXiv 2505.02922), "Tripartite attention approximation", ranks by q . c_i alone.
+inline constexpr float kLogMassGainMax = 3.0f;
+
 struct ScoreClustersTask {
   const float* queries = nullptr;
   int num_queries = 0;
   const ClusterIndex* index = nullptr;
   float* log_masses = nullptr;
-  int64_t log_masses_stride = 0;
+  int64_t stride = 0;
+  MassEstimate mass = MassEstimate::kLowerBound;
+  float* rank_scores = nullptr;
 };
 
 }  // namespace wavekv

@@ -16,19 +16,19 @@ enum class Zone : uint8_t {
 
 // Ranks the clusters of all sealed segments for one GQA group and divides them into zones.
 //
-// The rank of a cluster is its probability, summed over the group's heads:
-//   p_i = sum_h exp(m_hi - ln sum_j exp(m_hj)); ties go to the lower index.
+// The rank of a cluster is its probability by score, summed over the group's heads:
+//   p_i = sum_h exp(r_hi - ln sum_j exp(r_hj)); ties go to the lower index.
 // Clusters are retrieved in rank order until they hold at least token_budget tokens (all of them
 // when they never do; none when the budget is 0). The next num_estimation go to the estimation
 // zone, all others to the remainder.
 //
-// Shapes: log_masses [num_queries, num_clusters], row h at log_masses + h * log_masses_stride;
-// sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
+// Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
+// stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
 // [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the retrieval zone in
 // rank order; probabilities[i] = p_i; everything is deterministic.
 struct SelectClustersTask {
-  const float* log_masses = nullptr;
-  int64_t log_masses_stride = 0;
+  const float* scores = nullptr;
+  int64_t stride = 0;
   int num_queries = 0;
   const uint32_t* sizes = nullptr;
   int64_t num_clusters = 0;

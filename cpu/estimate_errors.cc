@@ -70,10 +70,10 @@ struct Errors {
 };
 
 // `logit_spread` is |q|^2 / head_dim_k: times a key spread, the variance of the logit.
-Errors SumErrors(const ClusterIndex& index, const float* log_masses, const Zone* zones, float lse,
-                 float logit_spread) {
+Errors SumErrors(const ClusterIndex& index, const float* log_masses, MassEstimate mass,
+                 const Zone* zones, float lse, float logit_spread) {
   const Full d;
-  const V cap = hn::Set(d, 3.0f), one = hn::Set(d, 1.0f), half = hn::Set(d, 0.5f);
+  const V cap = hn::Set(d, kLogMassGainMax), one = hn::Set(d, 1.0f), half = hn::Set(d, 0.5f);
   V missing = hn::Zero(d), variance = hn::Zero(d);
   for (int64_t i = 0; i < index.num_clusters; i += Tail::kLanes) {
     const Clusters c = LoadClusters(index, log_masses, zones, i);
@@ -82,7 +82,10 @@ Errors SumErrors(const ClusterIndex& index, const float* log_masses, const Zone*
     const V spread = hn::MulAdd(c.value_spreads, ExpMinusOne(d, hn::Min(s, cap)),
                                 hn::Div(c.value_spreads, hn::Max(c.sizes, one)));
     const V w = hn::IfThenElseZero(c.unretrieved, Exp(d, hn::Sub(c.log_masses, hn::Set(d, lse))));
-    missing = hn::MulAdd(w, gain, missing);
+    missing = hn::MulAdd(
+        w,
+        mass == MassEstimate::kLowerBound ? gain : hn::Div(hn::Mul(half, gain), hn::Add(gain, one)),
+        missing);
     variance = hn::MulAdd(hn::Mul(w, w), spread, variance);
   }
   return {hn::GetLane(hn::SumOfLanes(d, missing)), hn::GetLane(hn::SumOfLanes(d, variance))};
@@ -101,7 +104,7 @@ void EstimateErrorsOf(const EstimateClustersTask& task) {
     Errors errors;
     if (task.lse[q] != -std::numeric_limits<float>::infinity()) {
       const float squared = SquaredLength(task.queries + static_cast<int64_t>(q) * dim, dim);
-      errors = SumErrors(index, task.log_masses + q * task.log_masses_stride, task.zones,
+      errors = SumErrors(index, task.log_masses + q * task.log_masses_stride, task.mass, task.zones,
                          task.lse[q], squared / static_cast<float>(dim));
     }
     if (task.missing_mass != nullptr) task.missing_mass[q] = errors.missing_mass;

@@ -65,7 +65,7 @@ void AddSoftmax(const float* masses, int64_t count, float* probabilities) {
 void SumProbabilities(const SelectClustersTask& task) {
   std::fill_n(task.probabilities, task.num_clusters, 0.0f);
   for (int h = 0; h < task.num_queries; ++h) {
-    AddSoftmax(task.log_masses + h * task.log_masses_stride, task.num_clusters, task.probabilities);
+    AddSoftmax(task.scores + h * task.stride, task.num_clusters, task.probabilities);
   }
 }
 

@@ -41,6 +41,16 @@ enum class Memory : uint8_t { kHost = 1, kPinnedHost = 2, kDevice = 3 };
 // Base of the logarithm in a log-sum-exp. FlashAttention, vLLM and SGLang use e; FlashInfer uses 2.
 enum class LseBase : uint8_t { kE = 1, k2 = 2 };
 
+// How the softmax mass of a cluster is estimated from its statistics.
+enum class MassEstimate : uint8_t {
+  // n e^{q.c}: never exceeds the true mass (Jensen), so log-sum-exps are lower bounds.
+  kLowerBound = 1,
+  // Times e^{min(x / 2, 3)}, x the variance of the cluster's logits if its keys spread alike in all
+  // directions:
+  // nearer to the truth on average, and no bound.
+  kSecondOrder = 2,
+};
+
 // Which machine computes.
 enum class Device : uint8_t { kCpu = 1, kCuda = 2 };
 

@@ -242,6 +242,7 @@ TEST_F(EngineTest, EstimatedMassNeverExceedsTheTrueMass) {
     std::vector<float> queries = RandomQueries(1);
     for (float& q : queries) q *= scale;
     AttendOptions options;
+    options.mass = MassEstimate::kLowerBound;
     for (double retrieval : {0.0, 0.018, 0.3}) {
       options.retrieval = Budget::Ratio(retrieval);
       const Answer got = Attend(1, queries, options);
@@ -250,6 +251,22 @@ TEST_F(EngineTest, EstimatedMassNeverExceedsTheTrueMass) {
         EXPECT_LE(got.lse[i], want.lse[i] + 2e-5 * (1 + std::abs(want.lse[i]))) << scale;
       }
     }
+  }
+}
+
+TEST_F(EngineTest, SecondOrderMassesAreNearerToTheTruthThanTheBound) {
+  Open(SmallOptions());
+  AppendRandom(3000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  const NaiveAttentionState want = expected_->Attend(0, queries, 1);
+  AttendOptions options;
+  const Answer second_order = Attend(0, queries, options);
+  options.mass = MassEstimate::kLowerBound;
+  const Answer bound = Attend(0, queries, options);
+  for (size_t i = 0; i < want.lse.size(); ++i) {
+    EXPECT_LT(std::abs(second_order.lse[i] - want.lse[i]), 0.5 * (want.lse[i] - bound.lse[i]));
   }
 }
 

@@ -42,7 +42,7 @@ std::vector<double> NaiveRemainderMean(const RandomIndex& random_index,
 }
 
 Estimate NaiveEstimate(const RandomIndex& random_index, const float* query, const float* masses,
-                       const std::vector<Zone>& zones) {
+                       const std::vector<Zone>& zones, MassEstimate mass) {
   const ClusterIndex& index = random_index.index();
   const int dim_k = index.shape.head_dim_k, dim_v = index.shape.head_dim_v;
   const std::vector<double> remainder_mean = NaiveRemainderMean(random_index, zones);
@@ -61,7 +61,9 @@ Estimate NaiveEstimate(const RandomIndex& random_index, const float* query, cons
     if (zones[i] == Zone::kRetrieval) continue;
     const double w = std::exp(masses[i] - estimate.lse);
     const double s = q2 * index.key_spreads[i] / dim_k;
-    estimate.missing_mass += w * (std::exp(std::min(s / 2, 3.0)) - 1);
+    const double gain = std::exp(std::min<double>(s / 2, kLogMassGainMax));
+    estimate.missing_mass +=
+        w * (mass == MassEstimate::kLowerBound ? gain - 1 : (1 - 1 / gain) / 2);
     estimate.value_variance += w * w *
                                (index.value_spreads[i] / index.cluster_size(i) +
                                 index.value_spreads[i] * (std::exp(std::min(s, 3.0)) - 1));
@@ -104,6 +106,14 @@ class EstimateClustersTest : public BackendFixture {
   void Check(const RandomIndex& index, const std::vector<float>& queries,
              const std::vector<float>& masses, int64_t stride, const std::vector<Zone>& zones,
              int num_queries, bool with_errors) {
+    for (MassEstimate mass : {MassEstimate::kLowerBound, MassEstimate::kSecondOrder}) {
+      CheckMass(mass, index, queries, masses, stride, zones, num_queries, with_errors);
+    }
+  }
+
+  void CheckMass(MassEstimate mass, const RandomIndex& index, const std::vector<float>& queries,
+                 const std::vector<float>& masses, int64_t stride, const std::vector<Zone>& zones,
+                 int num_queries, bool with_errors) {
     const int dim_k = index.index().shape.head_dim_k, dim_v = index.index().shape.head_dim_v;
     std::vector<float> output = Poison(num_queries * dim_v), lse = Poison(num_queries),
                        missing = Poison(num_queries), variance = Poison(num_queries);
@@ -112,6 +122,7 @@ class EstimateClustersTest : public BackendFixture {
                                        .index = &index.index(),
                                        .log_masses = masses.data(),
                                        .log_masses_stride = stride,
+                                       .mass = mass,
                                        .zones = zones.data(),
                                        .output = output.data(),
                                        .lse = lse.data(),
@@ -120,7 +131,7 @@ class EstimateClustersTest : public BackendFixture {
     ASSERT_TRUE(backend().EstimateClusters({&task, 1}).ok());
     for (int h = 0; h < num_queries; ++h) {
       const Estimate expected =
-          NaiveEstimate(index, &queries[h * dim_k], &masses[h * stride], zones);
+          NaiveEstimate(index, &queries[h * dim_k], &masses[h * stride], zones, mass);
       if (std::isinf(expected.lse)) {
         EXPECT_EQ(lse[h], -kInfinity);
       } else {

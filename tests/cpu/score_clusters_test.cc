@@ -1,5 +1,6 @@
 #include "compute/score_clusters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -21,14 +22,22 @@ class ScoreClustersTest : public BackendFixture {
     const std::vector<float> queries = random.Gaussians(num_queries * dim, 0.3f);
     const int64_t stride = num_clusters + 3;
     ForEachTarget([&] {
+      std::vector<float> bounds = Poison(num_queries * stride);
       std::vector<float> masses = Poison(num_queries * stride);
-      const ScoreClustersTask task = {.queries = queries.data(),
-                                      .num_queries = num_queries,
-                                      .index = &index,
-                                      .log_masses = masses.data(),
-                                      .log_masses_stride = stride};
+      std::vector<float> scores = Poison(num_queries * stride);
+      ScoreClustersTask task = {.queries = queries.data(),
+                                .num_queries = num_queries,
+                                .index = &index,
+                                .log_masses = bounds.data(),
+                                .stride = stride};
+      ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
+      task.log_masses = masses.data();
+      task.mass = MassEstimate::kSecondOrder;
+      task.rank_scores = scores.data();
       ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
       for (int64_t h = 0; h < num_queries; ++h) {
+        double squared = 0.0;
+        for (int d = 0; d < dim; ++d) squared += std::pow(queries[h * dim + d], 2);
         for (int64_t i = 0; i < num_clusters; ++i) {
           double dot = 0.0, magnitude = 5.0;
           for (int d = 0; d < dim; ++d) {
@@ -37,12 +46,19 @@ class ScoreClustersTest : public BackendFixture {
             dot += product;
             magnitude += std::fabs(product);
           }
-          ASSERT_NEAR(masses[h * stride + i], dot + std::log(index.cluster_size(i)),
-                      (dim + 2) * kRounding * magnitude)
+          const double bound = dot + std::log(index.cluster_size(i));
+          const double variance = squared / dim * index.key_spreads[i];
+          const double gain = std::min<double>(variance / 2, kLogMassGainMax);
+          magnitude += gain + std::sqrt(variance);
+          const double tolerance = (dim + 2) * kRounding * magnitude;
+          ASSERT_NEAR(bounds[h * stride + i], bound, tolerance) << h << " " << i;
+          ASSERT_NEAR(masses[h * stride + i], bound + gain, tolerance) << h << " " << i;
+          ASSERT_NEAR(scores[h * stride + i], bound + gain + std::sqrt(variance), tolerance)
               << h << " " << i;
         }
         for (int64_t i = num_clusters; i < stride; ++i) {
           ASSERT_TRUE(std::isnan(masses[h * stride + i]));
+          ASSERT_TRUE(std::isnan(scores[h * stride + i]));
         }
       }
     });

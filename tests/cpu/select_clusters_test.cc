@@ -29,8 +29,8 @@ class SelectClustersTest : public BackendFixture {
     Selection selection = {Poison(n), std::vector<Zone>(n, Zone{99}),
                            std::vector<uint32_t>(n, ~0u)};
     int64_t num_retrieved = -1;
-    const SelectClustersTask task = {.log_masses = log_masses.data(),
-                                     .log_masses_stride = n,
+    const SelectClustersTask task = {.scores = log_masses.data(),
+                                     .stride = n,
                                      .num_queries = num_queries,
                                      .sizes = sizes.data(),
                                      .num_clusters = n,

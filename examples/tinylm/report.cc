@@ -4,7 +4,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "absl/types/span.h"
 #include "examples/tinylm/status_macros.h"
 
 namespace tinylm {
@@ -15,6 +18,11 @@ double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
+}
+
+absl::StatusOr<std::string> OneLine(absl::Span<const int32_t> tokens, const Tokenizer& tokenizer) {
+  TINYLM_ASSIGN_OR_RETURN(const std::string text, tokenizer.Decode(tokens));
+  return absl::StrReplaceAll(absl::StripTrailingAsciiWhitespace(text), {{"\n", "\\n"}});
 }
 
 std::string TableLine(absl::string_view task, int64_t context, const NeedleResult& result) {
@@ -30,10 +38,10 @@ std::string TableLine(absl::string_view task, int64_t context, const NeedleResul
 
 absl::StatusOr<std::string> DescribeQuestion(const QuestionResult& result,
                                              const Tokenizer& tokenizer) {
-  TINYLM_ASSIGN_OR_RETURN(const std::string prompt, tokenizer.Decode(result.question->prompt));
-  TINYLM_ASSIGN_OR_RETURN(const std::string right, tokenizer.Decode(result.question->answer));
-  TINYLM_ASSIGN_OR_RETURN(const std::string dense, tokenizer.Decode(result.dense));
-  TINYLM_ASSIGN_OR_RETURN(const std::string wave, tokenizer.Decode(result.wave));
+  TINYLM_ASSIGN_OR_RETURN(const std::string prompt, OneLine(result.question->prompt, tokenizer));
+  TINYLM_ASSIGN_OR_RETURN(const std::string right, OneLine(result.question->answer, tokenizer));
+  TINYLM_ASSIGN_OR_RETURN(const std::string dense, OneLine(result.dense, tokenizer));
+  TINYLM_ASSIGN_OR_RETURN(const std::string wave, OneLine(result.wave, tokenizer));
   return absl::StrFormat("%s: \"%s ...\"\n  hidden   %s\n  dense    %s\n  wavekv   %s\n",
                          result.question->task, prompt, right, dense, wave);
 }

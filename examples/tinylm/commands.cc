@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -68,8 +67,13 @@ absl::StatusOr<std::string> ReadPromptText(const std::string& path) {
   std::ifstream file;
   if (path != "-") file.open(path, std::ios::binary);
   std::istream& input = path == "-" ? std::cin : file;
-  std::string text{std::istreambuf_iterator<char>(input), {}};
-  if (!input) return absl::NotFoundError(absl::StrCat(path, ": cannot read the prompt"));
+  std::string text;
+  for (char buffer[4096]; input.read(buffer, sizeof(buffer)) || input.gcount() > 0;) {
+    text.append(buffer, input.gcount());
+  }
+  // A folder opens, but cannot be read.
+  if (input.bad() || (path != "-" && !file.is_open()))
+    return absl::NotFoundError(absl::StrCat(path, ": cannot read the prompt"));
   // The line break which editors leave at the end of a file is no part of the text.
   const size_t last = text.find_last_not_of("\r\n");
   text.resize(last == std::string::npos ? 0 : last + 1);

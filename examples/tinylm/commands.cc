@@ -72,8 +72,9 @@ absl::StatusOr<std::string> ReadPromptText(const std::string& path) {
     text.append(buffer, input.gcount());
   }
   // A folder opens, but cannot be read.
-  if (input.bad() || (path != "-" && !file.is_open()))
+  if (input.bad() || (path != "-" && !file.is_open())) {
     return absl::NotFoundError(absl::StrCat(path, ": cannot read the prompt"));
+  }
   // The line break which editors leave at the end of a file is no part of the text.
   const size_t last = text.find_last_not_of("\r\n");
   text.resize(last == std::string::npos ? 0 : last + 1);

@@ -122,8 +122,8 @@ int64_t LayerCache::length() const {
   return contents_.length;
 }
 
-absl::StatusOr<LayerContents> LayerCache::Prefix(MemoryAccount& account, int64_t num_tokens) const {
-  LayerContents prefix = Snapshot();
+absl::StatusOr<LayerContents> LayerCache::PrefixOf(LayerContents prefix, MemoryAccount& account,
+                                                   int64_t num_tokens) const {
   if (num_tokens < 0 || num_tokens > prefix.length) {
     return absl::OutOfRangeError(
         absl::StrCat("prefix must be in [0, ", prefix.length, "], got ", num_tokens));

@@ -98,10 +98,16 @@ class LayerCache {
   LayerContents Snapshot() const;
   int64_t length() const;
 
-  // The first num_tokens tokens; survivors of a sealed segment are copied back into chunks in
-  // position order. OUT_OF_RANGE when there are fewer, which a reader learns only here: the writer
-  // may truncate at any time. RESOURCE_EXHAUSTED from the account.
-  absl::StatusOr<LayerContents> Prefix(MemoryAccount& account, int64_t num_tokens) const;
+  // The first num_tokens tokens of `contents`, a view of this layer; survivors of a sealed segment
+  // are copied back into chunks in position order. OUT_OF_RANGE when there are not as many;
+  // RESOURCE_EXHAUSTED from the account.
+  absl::StatusOr<LayerContents> PrefixOf(LayerContents contents, MemoryAccount& account,
+                                         int64_t num_tokens) const;
+  // Of what the layer holds now.
+  absl::StatusOr<LayerContents> Prefix(MemoryAccount& account, int64_t num_tokens) const {
+    return PrefixOf(Snapshot(), account, num_tokens);
+  }
+
   void Replace(LayerContents contents);
 
  private:

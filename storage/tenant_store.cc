@@ -40,6 +40,7 @@ void StoredSequence::RemoveContents() {
 }
 
 absl::StatusOr<SequenceWriter> SequenceWriter::Acquire(std::shared_ptr<StoredSequence> sequence) {
+  if (sequence->removed()) return SequenceNotFound();
   if (sequence->writing_.exchange(true, std::memory_order_acquire)) {
     return absl::AbortedError(fmt::format(
         "sequence {}: another call is writing to it; a sequence has one writer at a time",
@@ -78,29 +79,31 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> TenantStore::Fork(
     const std::shared_ptr<StoredSequence>& parent, std::optional<int64_t> prefix_tokens) {
   WAVEKV_RETURN_IF_ERROR(CheckOwned(parent));
   if (parent->removed()) return SequenceNotFound();
-  const int64_t length = parent->length();
+  // Seen once, so that lengths and tokens belong together although the parent's writer goes on.
+  std::vector<LayerContents> layers;
+  int64_t length = std::numeric_limits<int64_t>::max();
+  for (int layer = 0; layer < parent->num_layers(); ++layer) {
+    layers.push_back(parent->layer(layer).Snapshot());
+    length = std::min(length, layers.back().length);
+  }
   const int64_t prefix = prefix_tokens.value_or(length);
   if (prefix < 0 || prefix > length) {
     return absl::OutOfRangeError(fmt::format(
         "prefix_tokens must be in [0, {}] (the sequence's length), got {}", length, prefix));
   }
-  if (!prefix_tokens.has_value()) {
-    for (int layer = 0; layer < parent->num_layers(); ++layer) {
-      const int64_t layer_length = parent->layer(layer).length();
-      if (layer_length == length) continue;
-      return absl::FailedPreconditionError(
-          fmt::format("sequence {}: layers must be equally long to fork all tokens, but layer {} "
-                      "has {} and the "
-                      "shortest {}",
-                      parent->id(), layer, layer_length, length));
-    }
+  for (size_t layer = 0; layer < layers.size() && !prefix_tokens.has_value(); ++layer) {
+    if (layers[layer].length == length) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("sequence {}: layers must be equally long to fork all tokens, but layer {} has "
+                    "{} and the shortest {}",
+                    parent->id(), layer, layers[layer].length, length));
   }
   StoredSequence* const keep[] = {parent.get()};
   return WithEviction(keep, [&]() -> absl::StatusOr<std::shared_ptr<StoredSequence>> {
     auto child = std::make_shared<StoredSequence>(context_, account_, weak_from_this());
     for (int layer = 0; layer < parent->num_layers(); ++layer) {
       WAVEKV_ASSIGN_OR_RETURN(LayerContents contents,
-                              parent->layer(layer).Prefix(*account_, prefix));
+                              parent->layer(layer).PrefixOf(layers[layer], *account_, prefix));
       child->layer(layer).Replace(std::move(contents));
     }
     if (parent->removed()) return SequenceNotFound();

@@ -175,8 +175,8 @@ TEST(EngineConcurrencyTest, RemovalAndClosingEndOtherCallsCleanly) {
         Client client(*engine, sequence, 10 * round + t);
         for (int step = 0; step < 60; ++step) {
           const absl::Status status = t == 0 ? client.Append(20) : client.Attend({}, false);
-          if (status.ok()) continue;
-          ASSERT_TRUE(absl::IsNotFound(status)) << status;
+          // ABORTED: the removal itself is the other writer, for a moment.
+          ASSERT_TRUE(status.ok() || absl::IsNotFound(status) || absl::IsAborted(status)) << status;
         }
       });
     }

@@ -299,6 +299,13 @@ class RandomWorld {
   int64_t refused_ = 0;
 };
 
+// Sanitizers are ten times slower and look for other things.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int64_t kOperations = 4000;
+#else
+constexpr int64_t kOperations = 25000;
+#endif
+
 // WAVEKV_MODEL_OPS and WAVEKV_MODEL_SEED run longer, or one failure again.
 int64_t FromEnvironment(const char* name, int64_t otherwise) {
   const char* text = std::getenv(name);
@@ -306,7 +313,7 @@ int64_t FromEnvironment(const char* name, int64_t otherwise) {
 }
 
 TEST(EngineModelTest, RandomOperationsEqualTheModel) {
-  const int64_t ops = FromEnvironment("WAVEKV_MODEL_OPS", 20000);
+  const int64_t ops = FromEnvironment("WAVEKV_MODEL_OPS", kOperations);
   const int64_t seed = FromEnvironment("WAVEKV_MODEL_SEED", 1);
   SCOPED_TRACE(::testing::Message() << "WAVEKV_MODEL_SEED=" << seed);
   RandomWorld world(static_cast<uint64_t>(seed));

@@ -73,9 +73,7 @@ absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tenso
 }
 
 absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView& tensor) {
-  const TensorView view{tensor.data,     tensor.dtype,      tensor.num_rows,    tensor.num_heads,
-                        tensor.head_dim, tensor.row_stride, tensor.head_stride, tensor.memory};
-  WAVEKV_RETURN_IF_ERROR(CheckTensor(expected, view));
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(expected, TensorView(tensor)));
   return CheckDisjoint(expected.name, tensor.num_rows, tensor.row_stride, tensor.num_heads,
                        tensor.head_stride, tensor.head_dim);
 }

@@ -73,31 +73,31 @@ int64_t Sequence::length() const { return valid() ? stored_->length() : 0; }
 
 int64_t Plan::num_rows() const { return state_ == nullptr ? 0 : state_->cu_seqlens.back(); }
 
-absl::StatusOr<Sequence> Tenant::CreateSequence() {
+absl::StatusOr<Sequence> Tenant::CreateSequence() const {
   if (store_ == nullptr) return TenantNotFound();
   WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored, store_->CreateSequence());
   return Sequence(std::move(stored));
 }
 
 absl::StatusOr<Sequence> Tenant::Fork(const Sequence& parent,
-                                      std::optional<int64_t> prefix_tokens) {
+                                      std::optional<int64_t> prefix_tokens) const {
   if (store_ == nullptr) return TenantNotFound();
   WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored,
                           store_->Fork(parent.stored_, prefix_tokens));
   return Sequence(std::move(stored));
 }
 
-absl::Status Tenant::Truncate(const Sequence& sequence, int64_t new_length) {
+absl::Status Tenant::Truncate(const Sequence& sequence, int64_t new_length) const {
   if (store_ == nullptr) return TenantNotFound();
   return store_->Truncate(sequence.stored_, new_length);
 }
 
-absl::Status Tenant::Remove(const Sequence& sequence) {
+absl::Status Tenant::Remove(const Sequence& sequence) const {
   if (store_ == nullptr) return TenantNotFound();
   return store_->Remove(sequence.stored_);
 }
 
-absl::Status Tenant::SetQuota(const TenantQuota& quota) {
+absl::Status Tenant::SetQuota(const TenantQuota& quota) const {
   if (store_ == nullptr || store_->closed()) return TenantNotFound();
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
   store_->SetQuota(ToStoreQuota(quota));

@@ -87,24 +87,24 @@ class Tenant {
  public:
   Tenant() = default;  // answers NOT_FOUND to everything
 
-  absl::StatusOr<Sequence> CreateSequence();
+  absl::StatusOr<Sequence> CreateSequence() const;
 
   // A new sequence whose first prefix_tokens tokens (all, when left out) are those of `parent`.
   // Sealed segments and full growing rows are shared, not copied. The parent's layers must be
   // equally long up to there, else FAILED_PRECONDITION.
   absl::StatusOr<Sequence> Fork(const Sequence& parent,
-                                std::optional<int64_t> prefix_tokens = std::nullopt);
+                                std::optional<int64_t> prefix_tokens = std::nullopt) const;
 
   // Drops all tokens from new_length on, in every layer: the rollback of speculative decoding.
   // Survivors of a sealed segment become exact again until they are sealed anew.
-  absl::Status Truncate(const Sequence& sequence, int64_t new_length);
+  absl::Status Truncate(const Sequence& sequence, int64_t new_length) const;
 
   // Frees the sequence's bytes, zeroed before any reuse, once no running call and no fork reads
   // them.
-  absl::Status Remove(const Sequence& sequence);
+  absl::Status Remove(const Sequence& sequence) const;
 
   // A quota below what is in use stops growth; it removes nothing by itself.
-  absl::Status SetQuota(const TenantQuota& quota);
+  absl::Status SetQuota(const TenantQuota& quota) const;
   absl::StatusOr<TenantStats> stats() const;
 
  private:
@@ -194,8 +194,9 @@ class Engine {
 
   // queries [num_rows, num_q_heads, head_dim_k], not scaled, any DType; output [num_rows,
   // num_q_heads, head_dim_v], any DType; lse [num_rows, num_q_heads] or none. Rows count from the
-  // end of the sequence as it is in this layer now: append first. A sequence without tokens gives
-  // output 0 and lse -infinity.
+  // end of the sequence as it is in this layer now: append first. Segments that are not sealed
+  // yet are exact, so answers get cheaper and less exact as builds finish; WaitForBuilds makes a
+  // step repeatable. A sequence without tokens gives output 0 and lse -infinity.
   absl::StatusOr<AttendStats> Attend(const Plan& plan, int layer, const TensorView& queries,
                                      const MutableTensorView& output, const LseView& lse = {},
                                      Stream stream = nullptr);

@@ -137,6 +137,28 @@ absl::Status ValidateAttendOptions(const AttendOptions& options) {
   return absl::OkStatus();
 }
 
+int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t num_sequences) {
+  ModelSpec model = options.model;
+  if (model.head_dim_v == 0) model.head_dim_v = model.head_dim_k;
+  const IndexOptions& index = options.index;
+  const KvShape shape{model.head_dim_k, model.head_dim_v, model.kv_dtype};
+  // Splitting adds a few clusters to those asked for; a half more is far from what data have shown.
+  const auto sealed_bytes = [&](int64_t tokens) {
+    const int64_t clusters = tokens / index.tokens_per_cluster * 3 / 2 + 1;
+    return model.num_kv_heads *
+           Arena::RoundUp(ClusterIndexBytes(shape, index.statistics_dtype, clusters, tokens));
+  };
+  // The smallest cut has the largest share of padding.
+  const int64_t cuts = num_tokens / index.update_tokens + 1;
+  const int64_t tail_chunks = (index.window_tokens + index.update_tokens) / kChunkTokens + 3;
+  const int64_t per_layer =
+      cuts * sealed_bytes(index.update_tokens) +
+      num_sequences * tail_chunks * Arena::RoundUp(kChunkTokens * model.token_bytes());
+  const int64_t building = options.build_threads * sealed_bytes(index.segment_tokens);
+  // A prompt that comes faster than it is sealed lies in chunks, beside what is being built.
+  return model.num_layers * per_layer + 2 * building;
+}
+
 int64_t Budget::Resolve(int64_t num_tokens) const {
   if (!is_ratio()) return std::min(tokens_, num_tokens);
   if (ratio_ >= 1.0) return num_tokens;

@@ -57,6 +57,11 @@ absl::Status ValidateEngineOptions(const EngineOptions& options);
 // INVALID_ARGUMENT naming the field.
 absl::Status ValidateTenantQuota(const TenantQuota& quota);
 
+// An arena_bytes that holds num_tokens tokens in every layer, sealed, with their indexes, at most
+// num_sequences growing tails, and the segments that are being built: an estimate from above for
+// sizing, as clusters are split by the data. REQUIRES: valid options but for arena_bytes.
+int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t num_sequences = 1);
+
 // From protobuf text (proto/engine_config.proto). Fields left out keep the defaults above. Errors
 // name line and column: INVALID_ARGUMENT for text that does not parse or validate, NOT_FOUND for a
 // missing file.

@@ -3,6 +3,7 @@
 #define WAVEKV_STORAGE_TENSOR_VIEW_H_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "wavekv/types.h"
 
@@ -27,6 +28,11 @@ struct BasicTensorView {
                                int64_t head_dim) {
     return {data,     dtype,        num_rows, num_heads, head_dim, num_heads * head_dim,
             head_dim, Memory::kHost};
+  }
+
+  // What can be written can be read.
+  operator BasicTensorView<const void>() const requires(!std::is_const_v<Void>) {
+    return {data, dtype, num_rows, num_heads, head_dim, row_stride, head_stride, memory};
   }
 };
 

@@ -18,10 +18,9 @@ absl::StatusOr<std::unique_ptr<wavekv::Engine>> OpenEngine(
   wavekv::EngineOptions options;
   options.model = config.kv_spec();
   options.executor = std::move(executor);
-  // A segment's growing rows live until its sealed copy and index are complete.
-  const int64_t cache_bytes = num_tokens * options.model.token_bytes() * config.n_layers;
-  constexpr int64_t kSlackBytes = int64_t{64} << 20;
-  options.arena_bytes = 5 * cache_bytes / 2 + kSlackBytes;
+  // The document, and the forks that a question and its two ways of answering make of it.
+  constexpr int kSequences = 8;
+  options.arena_bytes = wavekv::ArenaBytesFor(options, num_tokens, kSequences);
   return wavekv::Engine::Open(options);
 }
 

@@ -365,6 +365,20 @@ TEST_F(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {
   }
 }
 
+TEST_F(EngineTest, AnArenaSizedForSomeTokensHoldsThem) {
+  for (int64_t tokens : {100, 1000, 5000}) {
+    EngineOptions options = SmallOptions();
+    options.arena_bytes = ArenaBytesFor(options, tokens);
+    EXPECT_LT(options.arena_bytes, 3 * tokens * options.model.token_bytes() * 2 + (4 << 20));
+    Open(options);
+    AppendRandom(tokens / 2);
+    for (int64_t i = tokens / 2; i < tokens; i += 50) AppendRandom(50);
+    WaitForBuilds();
+    ASSERT_TRUE(engine_->BuildSegments(sequence_).ok());
+    WaitForBuilds();
+  }
+}
+
 TEST_F(EngineTest, PagedSourcesGiveTheSameAsPackedRows) {
   Open(SmallOptions());
   const int64_t rows = 300;

@@ -66,6 +66,12 @@ double RelativeError(const std::vector<float>& got, const std::vector<double>& r
   return worst;
 }
 
+// Counts to the last digit, measurements to six.
+std::string Format(double number) {
+  return number == std::floor(number) ? fmt::format("{:.0f}", number)
+                                      : fmt::format("{:.6g}", number);
+}
+
 double LargestDifference(const std::vector<float>& got, const std::vector<double>& reference) {
   double worst = 0.0;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -245,18 +251,18 @@ class CaseRun {
 
   StepCheck Check(const v1::Expectation& expectation) const {
     const double got = FindMetric(expectation.metric())->value(numbers_);
-    StepCheck check{expectation.metric(), "", fmt::format("{}", got), false};
+    StepCheck check{expectation.metric(), "", Format(got), false};
     switch (expectation.bound_case()) {
       case v1::Expectation::kAtLeast:
-        check.expected = fmt::format("at least {}", expectation.at_least());
+        check.expected = "at least " + Format(expectation.at_least());
         check.passed = got >= expectation.at_least();
         break;
       case v1::Expectation::kAtMost:
-        check.expected = fmt::format("at most {}", expectation.at_most());
+        check.expected = "at most " + Format(expectation.at_most());
         check.passed = got <= expectation.at_most();
         break;
       default:
-        check.expected = fmt::format("{}", expectation.equal_to());
+        check.expected = Format(expectation.equal_to());
         check.passed = got == expectation.equal_to();
     }
     return check;

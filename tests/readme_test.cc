@@ -26,7 +26,10 @@ TEST(ReadmeTest, ShowsTheEmbeddingExampleVerbatim) {
 }
 
 TEST(ReadmeTest, LeavesNoPlaceholder) {
-  EXPECT_EQ(ReadFile("README.md").find("@" "@"), std::string::npos);
+  EXPECT_EQ(ReadFile("README.md")
+                .find("@"
+                      "@"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -73,6 +73,14 @@ absl::Status PagedSource::CheckViews(const ModelSpec& model, int64_t num_sequenc
   if (table_.data == nullptr && num_sequences > 0) {
     return absl::InvalidArgumentError("table.data must not be null");
   }
+  const int64_t stride_max = std::numeric_limits<int64_t>::max() / 16 / (num_sequences + 1);
+  if (num_sequences > 1 &&
+      (table_.row_stride < table_.pages_max || table_.row_stride > stride_max)) {
+    return absl::InvalidArgumentError(
+        fmt::format("table.row_stride must be in [{}, {}] (pages_max, so that rows do not overlap, "
+                    "and what does not overflow), got {}",
+                    table_.pages_max, stride_max, table_.row_stride));
+  }
   return absl::OkStatus();
 }
 

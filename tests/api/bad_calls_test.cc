@@ -52,6 +52,23 @@ struct AppendCall {
   Stream stream = nullptr;
 };
 
+// The same from pages of 16 tokens, keys and values apart, heads before tokens.
+struct PagedCall {
+  static constexpr int64_t kPages = 40;
+  static constexpr int64_t kPagesMax = 20;  // of one sequence
+
+  std::vector<Sequence> sequences;
+  std::vector<int32_t> cu_seqlens = {0, 2, kRows};
+  int layer = 0;
+  std::vector<float> key_data;
+  std::vector<float> value_data;
+  std::vector<int32_t> table_data;
+  PagedView keys;
+  PagedView values;
+  PageTable table;
+  Stream stream = nullptr;
+};
+
 struct AttendCall {
   std::vector<Sequence> sequences;
   std::vector<int32_t> cu_seqlens = {0, 2, kRows};
@@ -104,6 +121,36 @@ class World {
   absl::Status Run(const AppendCall& call) {
     return engine->Append({call.sequences, call.cu_seqlens}, call.layer, call.keys, call.values,
                           call.stream);
+  }
+
+  PagedCall GoodPaged() {
+    const ModelSpec& model = engine->options().model;
+    PagedCall call;
+    call.sequences = {first, bobs};
+    const auto pages = [&](std::vector<float>& data, int head_dim) {
+      const int64_t page_elements = 16 * model.num_kv_heads * head_dim;
+      data = Random(1).Gaussians(PagedCall::kPages * page_elements);
+      PagedView view;
+      view.data = data.data();
+      view.dtype = DType::kFloat32;
+      view.num_pages = PagedCall::kPages;
+      view.page_tokens = 16;
+      view.num_heads = model.num_kv_heads;
+      view.head_dim = head_dim;
+      view.page_stride = page_elements;
+      view.token_stride = head_dim;
+      view.head_stride = 16 * head_dim;
+      return view;
+    };
+    call.keys = pages(call.key_data, model.head_dim_k);
+    call.values = pages(call.value_data, model.head_dim_v);
+    for (int i = 0; i < 2 * PagedCall::kPagesMax; ++i) call.table_data.push_back(i);
+    call.table = {call.table_data.data(), 2, PagedCall::kPagesMax, PagedCall::kPagesMax};
+    return call;
+  }
+  absl::Status Run(const PagedCall& call) {
+    return engine->AppendPaged({call.sequences, call.cu_seqlens}, call.layer, call.keys,
+                               call.values, call.table, call.stream);
   }
 
   AttendCall GoodAttend() {
@@ -355,6 +402,74 @@ void AddAppendMistakes(std::vector<BadCall>& table) {
                    }});
 }
 
+void AddPagedMistakes(std::vector<BadCall>& table) {
+  const auto add = [&](const char* what, absl::StatusCode code, const char* fragment,
+                       std::function<void(World&, PagedCall&)> spoil) {
+    table.push_back({std::string("Paged") + what, code, fragment, [spoil](World& world) {
+                       PagedCall call = world.GoodPaged();
+                       spoil(world, call);
+                       return world.Run(call);
+                     }});
+  };
+  add("LayerOutOfRange", kInvalid, "layer must be in [0, 2)",
+      [](World&, PagedCall& c) { c.layer = 2; });
+  add("Stream", kUnimplemented, "stream must be null",
+      [](World& w, PagedCall& c) { c.stream = w.engine.get(); });
+  add("RemovedSequence", kNotFound, kNoSequence, [](World& w, PagedCall& c) {
+    c.sequences = {w.first, w.removed};
+  });
+  add("SameSequenceTwice", kInvalid, "twice", [](World& w, PagedCall& c) {
+    c.sequences = {w.first, w.first};
+  });
+  add("CuSeqlensDecreases", kInvalid, "cu_seqlens must not decrease", [](World&, PagedCall& c) {
+    c.cu_seqlens = {0, 6, kRows};
+  });
+  add("KeysNull", kInvalid, "keys.data must not be null",
+      [](World&, PagedCall& c) { c.keys.data = nullptr; });
+  add("ValuesNull", kInvalid, "values.data must not be null",
+      [](World&, PagedCall& c) { c.values.data = nullptr; });
+  add("KeysInDeviceMemory", kUnimplemented, "keys.memory",
+      [](World&, PagedCall& c) { c.keys.memory = Memory::kDevice; });
+  add("ValuesUnknownDType", kInvalid, "values.dtype",
+      [](World&, PagedCall& c) { c.values.dtype = DType{9}; });
+  add("KeysWrongHeads", kInvalid, "keys must have shape",
+      [](World&, PagedCall& c) { c.keys.num_heads = 3; });
+  add("ValuesWrongHeadDim", kInvalid, "values must have shape",
+      [](World&, PagedCall& c) { c.values.head_dim = 16; });
+  add("WithoutPages", kInvalid, "at least one page",
+      [](World&, PagedCall& c) { c.keys.num_pages = 0; });
+  add("NegativePages", kInvalid, "at least one page",
+      [](World&, PagedCall& c) { c.values.num_pages = -1; });
+  add("PagesWithoutTokens", kInvalid, "at least one token",
+      [](World&, PagedCall& c) { c.keys.page_tokens = c.values.page_tokens = 0; });
+  add("PagesOfDifferentSize", kInvalid, "values.page_tokens must be that of keys (16), got 8",
+      [](World&, PagedCall& c) { c.values.page_tokens = 8; });
+  add("PageStrideOverflows", kInvalid, "keys.page_stride times 40 overflows",
+      [](World&, PagedCall& c) { c.keys.page_stride = kHuge; });
+  add("TokenStrideZero", kInvalid, "stride", [](World&, PagedCall& c) { c.keys.token_stride = 0; });
+  add("HeadStrideOverflows", kInvalid, "values.head_stride times",
+      [](World&, PagedCall& c) { c.values.head_stride = kTiny; });
+  add("TableNull", kInvalid, "table.data must not be null",
+      [](World&, PagedCall& c) { c.table.data = nullptr; });
+  add("TableOfFewerSequences", kInvalid, "table must have shape [2,",
+      [](World&, PagedCall& c) { c.table.num_sequences = 1; });
+  add("TableWithNegativePages", kInvalid, "table must have shape",
+      [](World&, PagedCall& c) { c.table.pages_max = -1; });
+  add("TableTooShort", kInvalid, "table.pages_max must be at least 19 for 302 tokens",
+      [](World&, PagedCall& c) { c.table.pages_max = 10; });
+  add("TableRowStrideOverflows", kInvalid, "table.row_stride",
+      [](World&, PagedCall& c) { c.table.row_stride = kHuge; });
+  add("TableRowsOverlap", kInvalid, "table.row_stride",
+      [](World&, PagedCall& c) { c.table.row_stride = 1; });
+  add("PageNegative", kInvalid, "got -1", [](World&, PagedCall& c) { c.table_data[18] = -1; });
+  add("PageOutOfRange", kInvalid, "table[1][12] must be in [0, 40)",
+      [](World&, PagedCall& c) { c.table_data[20 + 12] = 40; });
+  add("KeysNan", kInvalid, "keys must be finite",
+      [](World&, PagedCall& c) { c.key_data.assign(c.key_data.size(), kNan); });
+  add("ValuesBeyondFp16", kInvalid, "values must be finite in fp16",
+      [](World&, PagedCall& c) { c.value_data.assign(c.value_data.size(), 1e6f); });
+}
+
 void AddAttendMistakes(std::vector<BadCall>& table) {
   const auto attend = [](auto spoil) { return Attend(std::move(spoil)); };
   const auto retrieve = [](auto spoil) { return Retrieve(std::move(spoil)); };
@@ -528,6 +643,7 @@ void AddSequenceMistakes(std::vector<BadCall>& table) {
 std::vector<BadCall> BadCalls() {
   std::vector<BadCall> table;
   AddAppendMistakes(table);
+  AddPagedMistakes(table);
   AddAttendMistakes(table);
   AddTenantMistakes(table);
   AddSequenceMistakes(table);
@@ -566,6 +682,8 @@ TEST(GoodCallTest, ArgumentsThatTheBadCallsSpoilAreGood) {
   World world;
   const absl::Status append = world.Run(world.GoodAppend());
   EXPECT_TRUE(append.ok()) << append;
+  const absl::Status paged = world.Run(world.GoodPaged());
+  EXPECT_TRUE(paged.ok()) << paged;
   AttendCall call = world.GoodAttend();
   const absl::Status attend = world.Run(call);
   EXPECT_TRUE(attend.ok()) << attend;

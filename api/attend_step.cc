@@ -29,6 +29,9 @@ AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Bac
       kv_bytes_(model.key_row_bytes() + model.value_row_bytes()) {}
 
 absl::Status AttendStep::LoadQueries(const TensorView& queries) {
+  // What a call left behind that failed half-way.
+  ClearExact();
+  ClearUnits();
   ws_.queries.resize(queries.num_rows * model_.num_q_heads * model_.head_dim_k);
   ws_.convert_tasks.clear();
   ws_.finite.assign(ws_.views.size() * model_.num_q_heads, {});
@@ -187,12 +190,16 @@ absl::Status AttendStep::FlushExact() {
     first = last;
   }
   WAVEKV_RETURN_IF_ERROR(backend_.MergeStates(ws_.merge_tasks));
+  ClearExact();
+  return absl::OkStatus();
+}
+
+void AttendStep::ClearExact() {
   ws_.exact_parts.clear();
   ws_.ranges.clear();
   ws_.pieces.clear();
   ws_.visible_ends.clear();
   ws_.partial_lses.clear();
-  return absl::OkStatus();
 }
 
 void AttendStep::AccountExactRow(const SequenceView& view, int64_t row, AttendStats* stats) const {

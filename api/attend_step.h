@@ -129,6 +129,7 @@ class AttendStep {
   // Exact rows of a sequence: [first_row, first_row + num_rows).
   void AddExactRows(const SequenceView& view, int64_t first_row, int64_t num_rows);
   absl::Status FlushExact();
+  void ClearExact();
 
   void AddUnits(const SequenceView& view, int64_t row);
   absl::Status RankUnits();

@@ -162,6 +162,10 @@ absl::StatusOr<EngineOptions> LoadEngineOptions(const std::string& path) {
   }
   std::stringstream text;
   text << file.rdbuf();
+  if (file.bad() || (text.fail() && !file.eof())) {
+    return absl::InvalidArgumentError(
+        fmt::format("engine config: cannot read {}: is it a file, and not empty?", path));
+  }
   absl::StatusOr<EngineOptions> options = ParseEngineOptions(text.str());
   if (options.ok()) return options;
   return absl::Status(options.status().code(),

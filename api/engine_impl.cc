@@ -50,16 +50,16 @@ absl::Status Engine::Impl::CheckStream(Stream stream) const {
 
 // A task for the keys and one for the values of each kv head, in this order.
 void Engine::Impl::AddConvertTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
-                                   const RowChunk& chunk, int64_t chunk_row,
+                                   const RowTarget& target,
                                    std::vector<ConvertRowsTask>& tasks) const {
   const ModelSpec& model = options.model;
   const auto add = [&](const RowLayout& layout, const std::byte* first, int head, int head_dim,
-                       std::byte* target) {
+                       std::byte* to) {
     ConvertRowsTask task;
     task.source = first + head * layout.head_stride * DTypeBytes(layout.dtype);
     task.source_dtype = layout.dtype;
     task.source_stride = layout.row_stride;
-    task.target = target;
+    task.target = to + head * target.head_bytes;
     task.target_dtype = model.kv_dtype;
     task.target_stride = head_dim;
     task.num_rows = num_rows;
@@ -67,50 +67,12 @@ void Engine::Impl::AddConvertTasks(const AppendSource& source, const RowRun& run
     tasks.push_back(task);
   };
   for (int head = 0; head < model.num_kv_heads; ++head) {
-    add(source.keys(), run.keys, head, model.head_dim_k, chunk.keys(head, chunk_row));
-    add(source.values(), run.values, head, model.head_dim_v, chunk.values(head, chunk_row));
+    add(source.keys(), run.keys, head, model.head_dim_k, target.keys);
+    add(source.values(), run.values, head, model.head_dim_v, target.values);
   }
 }
 
-absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
-                                  absl::Span<const int32_t> cu_seqlens, int layer,
-                                  const AppendSource& source) {
-  std::vector<SequenceWriter> writers;
-  std::vector<StoredSequence*> keep;
-  for (const auto& sequence : sequences) {
-    WAVEKV_ASSIGN_OR_RETURN(SequenceWriter writer, SequenceWriter::Acquire(sequence));
-    writers.push_back(std::move(writer));
-    keep.push_back(sequence.get());
-  }
-
-  std::vector<PendingAppend> appends;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    LayerCache& cache = sequences[i]->layer(layer);
-    const int64_t num_rows = cu_seqlens[i + 1] - cu_seqlens[i];
-    WAVEKV_RETURN_IF_ERROR(source.Check(i, cache.length(), num_rows));
-    const std::shared_ptr<TenantStore> tenant = sequences[i]->tenant();
-    if (tenant == nullptr) return SequenceNotFound();
-    const auto prepare = [&] { return cache.PrepareAppend(sequences[i]->account(), num_rows); };
-    WAVEKV_ASSIGN_OR_RETURN(PendingAppend append, tenant->WithEviction(keep, prepare));
-    appends.push_back(std::move(append));
-  }
-
-  // All rows of the batch in one call: from the caller's strides and type to the chunks'.
-  std::vector<ConvertRowsTask> tasks;
-  for (size_t i = 0; i < appends.size(); ++i) {
-    int64_t row = cu_seqlens[i];
-    int64_t position = sequences[i]->layer(layer).length();
-    for (const RowSlice& slice : appends[i].slices()) {
-      for (int64_t done = 0; done < slice.count;) {
-        const RowRun run = source.Locate(i, row, position);
-        const int64_t count = std::min(run.num_rows, slice.count - done);
-        AddConvertTasks(source, run, count, *slice.chunk, slice.row + done, tasks);
-        done += count;
-        row += count;
-        position += count;
-      }
-    }
-  }
+absl::Status Engine::Impl::Convert(absl::Span<ConvertRowsTask> tasks) const {
   struct Flag {
     bool finite = true;
   };
@@ -124,10 +86,92 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
         i % 2 == 0 ? "keys" : "values", DTypeName(options.model.kv_dtype),
         i / 2 % options.model.num_kv_heads));
   }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::CheckFinite(const AppendSource& source, size_t sequence, int64_t row,
+                                       int64_t position, int64_t num_rows) const {
+  const ModelSpec& model = options.model;
+  std::vector<std::byte> scratch(kChunkTokens * model.token_bytes());
+  const RowTarget target = {scratch.data(), scratch.data() + kChunkTokens * model.key_row_bytes(),
+                            kChunkTokens * (model.key_row_bytes() + model.value_row_bytes())};
+  std::vector<ConvertRowsTask> tasks;
+  for (int64_t done = 0; done < num_rows;) {
+    const RowRun run = source.Locate(sequence, row + done, position + done);
+    const int64_t count = std::min({run.num_rows, num_rows - done, kChunkTokens});
+    tasks.clear();
+    AddConvertTasks(source, run, count, target, tasks);
+    WAVEKV_RETURN_IF_ERROR(Convert(absl::MakeSpan(tasks)));
+    done += count;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+                                  absl::Span<const int32_t> cu_seqlens, int layer,
+                                  const AppendSource& source) {
+  std::vector<SequenceWriter> writers;
+  std::vector<StoredSequence*> keep;
+  for (const auto& sequence : sequences) {
+    WAVEKV_ASSIGN_OR_RETURN(SequenceWriter writer, SequenceWriter::Acquire(sequence));
+    writers.push_back(std::move(writer));
+    keep.push_back(sequence.get());
+  }
+  const auto num_rows = [&](size_t i) { return cu_seqlens[i + 1] - cu_seqlens[i]; };
+  const auto length = [&](size_t i) { return sequences[i]->layer(layer).length(); };
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    WAVEKV_RETURN_IF_ERROR(source.Check(i, length(i), num_rows(i)));
+  }
+
+  // Sequences are evicted only for a batch that is sound and has a chance to fit.
+  const auto may_evict_for = [&](const TenantStore& tenant) -> absl::Status {
+    int64_t bytes = 0;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      WAVEKV_RETURN_IF_ERROR(CheckFinite(source, i, cu_seqlens[i], length(i), num_rows(i)));
+      if (&sequences[i]->account() != &tenant.account()) continue;
+      bytes += sequences[i]->layer(layer).AppendBytes(num_rows(i));
+    }
+    return tenant.CheckRoom(keep, bytes);
+  };
+  std::vector<PendingAppend> appends;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const std::shared_ptr<TenantStore> tenant = sequences[i]->tenant();
+    if (tenant == nullptr) return SequenceNotFound();
+    WAVEKV_ASSIGN_OR_RETURN(PendingAppend append,
+                            tenant->WithEviction(
+                                keep, [&] { return may_evict_for(*tenant); },
+                                [&] {
+                                  return sequences[i]->layer(layer).PrepareAppend(
+                                      sequences[i]->account(), num_rows(i));
+                                }));
+    appends.push_back(std::move(append));
+  }
+
+  // All rows of the batch in one call: from the caller's strides and type to the chunks'.
+  std::vector<ConvertRowsTask> tasks;
+  for (size_t i = 0; i < appends.size(); ++i) {
+    int64_t row = cu_seqlens[i];
+    int64_t position = length(i);
+    for (const RowSlice& slice : appends[i].slices()) {
+      const RowChunk& chunk = *slice.chunk;
+      for (int64_t done = 0; done < slice.count;) {
+        const RowRun run = source.Locate(i, row, position);
+        const int64_t count = std::min(run.num_rows, slice.count - done);
+        const RowTarget target = {chunk.keys(0, slice.row + done),
+                                  chunk.values(0, slice.row + done),
+                                  chunk.keys(1, 0) - chunk.keys(0, 0)};
+        AddConvertTasks(source, run, count, target, tasks);
+        done += count;
+        row += count;
+        position += count;
+      }
+    }
+  }
+  WAVEKV_RETURN_IF_ERROR(Convert(absl::MakeSpan(tasks)));
 
   for (size_t i = 0; i < appends.size(); ++i) {
     LayerCache& cache = sequences[i]->layer(layer);
-    const bool decoding = cu_seqlens[i + 1] - cu_seqlens[i] <= kDecodeRowsMax;
+    const bool decoding = num_rows(i) <= kDecodeRowsMax;
     cache.Commit(std::move(appends[i]));
     const auto cut = cache.Cut(decoding);
     if (!cut.empty()) builds->Add(cache.RetryUnsealable(), sequences[i]->shared_account());

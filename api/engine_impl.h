@@ -62,9 +62,21 @@ struct Engine::Impl {
   absl::Status Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
                       absl::Span<const int32_t> cu_seqlens, int layer, const AppendSource& source);
 
+  // Where rows go: keys and values of kv head 0, and the bytes from one kv head to the next.
+  struct RowTarget {
+    std::byte* keys = nullptr;
+    std::byte* values = nullptr;
+    int64_t head_bytes = 0;
+  };
   void AddConvertTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
-                       const RowChunk& chunk, int64_t chunk_row,
-                       std::vector<ConvertRowsTask>& tasks) const;
+                       const RowTarget& target, std::vector<ConvertRowsTask>& tasks) const;
+  // INVALID_ARGUMENT when a number is not finite in the stored type. tasks: as AddConvertTasks adds
+  // them.
+  absl::Status Convert(absl::Span<ConvertRowsTask> tasks) const;
+
+  // Converts rows [row, row + num_rows) of the batch to nowhere, for the check alone.
+  absl::Status CheckFinite(const AppendSource& source, size_t sequence, int64_t row,
+                           int64_t position, int64_t num_rows) const;
 
   // Pins the layer of the plan's sequences in its workspace; NOT_FOUND when one has been removed.
   absl::Status PinStep(PlanState& plan, int layer) const;

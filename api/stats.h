@@ -36,8 +36,8 @@ struct TenantStats {
   int64_t quota_rejects_total = 0;
 };
 
-// Invariant at any moment: arena_bytes_used + arena_bytes_free = arena_bytes, and arena_bytes_used
-// is the sum of host_bytes_used over all tenants.
+// Invariant: arena_bytes_used + arena_bytes_free = arena_bytes, and, while no call or build runs,
+// arena_bytes_used is the sum of host_bytes_used over all tenants.
 struct EngineStats {
   int64_t tenants = 0;
   int64_t sequences = 0;

@@ -25,6 +25,19 @@ PendingAppend::~PendingAppend() {
   for (const RowSlice& slice : slices_) slice.chunk->Unclaim(slice.row, slice.count);
 }
 
+int64_t LayerCache::AppendBytes(int64_t num_rows) const {
+  const int64_t begin = contents_.length;
+  const int64_t end = begin + num_rows;
+  const int64_t tail_begin = contents_.tail_begin(rule_);
+  const auto chunks_before = [&](int64_t position) {
+    return NumChunks(std::max<int64_t>(0, position - tail_begin));
+  };
+  const bool opens_sinks = begin == 0 && num_rows > 0;
+  return (opens_sinks ? Arena::RoundUp(rule_.sink_tokens * model_.token_bytes()) : 0) +
+         (chunks_before(end) - chunks_before(begin)) *
+             Arena::RoundUp(kChunkTokens * model_.token_bytes());
+}
+
 absl::StatusOr<PendingAppend> LayerCache::PrepareAppend(MemoryAccount& account, int64_t num_rows) {
   PendingAppend append;
   append.num_rows_ = num_rows;

@@ -82,6 +82,9 @@ class LayerCache {
  public:
   LayerCache(const ModelSpec& model, const CutRule& rule) : model_(model), rule_(rule) {}
 
+  // Bytes that PrepareAppend allocates for num_rows rows, if no chunk has to be copied.
+  int64_t AppendBytes(int64_t num_rows) const;
+
   // Claims room for num_rows rows behind the last; nothing is visible until they are written and
   // committed. RESOURCE_EXHAUSTED from the account.
   absl::StatusOr<PendingAppend> PrepareAppend(MemoryAccount& account, int64_t num_rows);

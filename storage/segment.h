@@ -43,6 +43,7 @@ class RowChunk {
   KvRange Range(int kv_head, int64_t count) const;
 
   int64_t capacity() const { return capacity_; }
+  int64_t bytes() const { return extent_.bytes(); }
   int64_t position_begin() const { return position_begin_; }
 
  private:

@@ -204,6 +204,47 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> TenantStore::Insert(
   return sequence;
 }
 
+bool TenantStore::evicts_own() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return quota_.evict_own;
+}
+
+absl::Status TenantStore::CheckRoom(absl::Span<StoredSequence* const> keep, int64_t bytes) const {
+  const Arena& arena = *context_->arena;
+  const int64_t others_bytes = arena.used_bytes() - account_->used_bytes();
+  int64_t limit = arena.bytes() - others_bytes;
+  const int64_t quota = account_->quota_bytes();
+  if (quota > 0) limit = std::min(limit, quota);
+  const int64_t available = std::max<int64_t>(0, limit - HeldBytes(keep));
+  if (bytes <= available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(fmt::format(
+      "tenant quota of host memory: requested {} bytes, available {} if all other sequences "
+      "of the tenant were evicted, quota {}, arena {}",
+      bytes, available, quota, arena.bytes()));
+}
+
+int64_t TenantStore::HeldBytes(absl::Span<StoredSequence* const> sequences) const {
+  std::map<const void*, int64_t> held;  // by object, as forks share them
+  const auto add_chunk = [&held](const RowChunk& chunk) { held[&chunk] = chunk.bytes(); };
+  for (const StoredSequence* sequence : sequences) {
+    if (sequence->shared_account() != account_) continue;
+    for (int layer = 0; layer < sequence->num_layers(); ++layer) {
+      const LayerContents contents = sequence->layer(layer).Snapshot();
+      if (contents.sinks != nullptr) add_chunk(*contents.sinks);
+      for (const auto& chunk : contents.tail) add_chunk(*chunk);
+      for (const auto& segment : contents.segments) {
+        const Segment::Pin pin = segment->Read();
+        for (const auto& chunk : pin.chunks) add_chunk(*chunk);
+        if (pin.sealed == nullptr) continue;
+        for (const SealedHead& head : pin.sealed->heads) held[&head] = head.extent.bytes();
+      }
+    }
+  }
+  int64_t bytes = 0;
+  for (const auto& [object, object_bytes] : held) bytes += object_bytes;
+  return bytes;
+}
+
 bool TenantStore::EvictOne(absl::Span<StoredSequence* const> keep) {
   std::vector<std::shared_ptr<StoredSequence>> by_recency;
   {

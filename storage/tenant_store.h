@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -127,13 +128,26 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
 
   // Calls attempt() until it succeeds, fails otherwise than with RESOURCE_EXHAUSTED, or nothing is
   // left to evict; between two calls the least recently used sequence not in `keep` is removed, if
-  // the quota says so.
+  // the quota says so. may_evict() is asked once, before the first removal: its error is the answer
+  // then, and nothing has been removed.
   template <typename Attempt>
-  auto WithEviction(absl::Span<StoredSequence* const> keep, Attempt attempt) {
+  auto WithEviction(absl::Span<StoredSequence* const> keep,
+                    absl::FunctionRef<absl::Status()> may_evict, Attempt attempt) {
     auto result = attempt();
+    if (result.ok() || !IsExhausted(result) || !evicts_own()) return result;
+    if (absl::Status status = may_evict(); !status.ok()) return decltype(result)(status);
     while (!result.ok() && IsExhausted(result) && EvictOne(keep)) result = attempt();
     return result;
   }
+  template <typename Attempt>
+  auto WithEviction(absl::Span<StoredSequence* const> keep, Attempt attempt) {
+    return WithEviction(
+        keep, [] { return absl::OkStatus(); }, attempt);
+  }
+
+  // RESOURCE_EXHAUSTED when `bytes` would not fit beside `keep` even if all else of this tenant
+  // were removed.
+  absl::Status CheckRoom(absl::Span<StoredSequence* const> keep, int64_t bytes) const;
 
   void SetQuota(const StoreQuota& quota);
 
@@ -156,6 +170,8 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
 
   absl::Status CheckOwned(const std::shared_ptr<StoredSequence>& sequence) const;
   absl::StatusOr<std::shared_ptr<StoredSequence>> Insert(std::shared_ptr<StoredSequence> sequence);
+  bool evicts_own() const;
+  int64_t HeldBytes(absl::Span<StoredSequence* const> sequences) const;
   bool EvictOne(absl::Span<StoredSequence* const> keep);
 
   const std::string id_;

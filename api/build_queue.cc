@@ -43,7 +43,8 @@ void BuildQueue::Add(const std::vector<std::shared_ptr<Segment>>& segments,
   if (segments.empty()) return;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const std::shared_ptr<Segment>& segment : segments) jobs_.push_back({segment, account});
+    for (const std::shared_ptr<Segment>& segment : segments)
+      jobs_.push_back({segment, account, /*sealed_before=*/-1});
   }
   work_.notify_all();
 }
@@ -73,19 +74,30 @@ void BuildQueue::RunThread() {
     jobs_.pop_front();
     ++running_;
     lock.unlock();
-    if (std::shared_ptr<Segment> segment = job.segment.lock()) {
-      const auto start = std::chrono::steady_clock::now();
-      if (!Build(*segment, *job.account, *backend).ok()) {
-        failures_total_.fetch_add(1);
-        segment->MarkUnsealable();
-      }
-      build_nanos_total_.fetch_add(
-          std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count());
-    }
+    const bool again = RunJob(job, *backend);
     lock.lock();
     --running_;
+    if (again && !stop_) jobs_.push_back(std::move(job));
     built_.notify_all();
   }
+}
+
+bool BuildQueue::RunJob(Job& job, Backend& backend) {
+  const std::shared_ptr<Segment> segment = job.segment.lock();
+  if (segment == nullptr) return false;
+  const auto start = std::chrono::steady_clock::now();
+  const bool sealed = Build(*segment, *job.account, backend).ok();
+  build_nanos_total_.fetch_add(
+      std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count());
+  if (sealed) return false;
+  const int64_t sealed_now = sealed_total_.load();
+  if (sealed_now != job.sealed_before) {
+    job.sealed_before = sealed_now;
+    return true;
+  }
+  failures_total_.fetch_add(1);
+  segment->MarkUnsealable();
+  return false;
 }
 
 absl::Status BuildQueue::Build(Segment& segment, MemoryAccount& account, Backend& backend) {

@@ -21,8 +21,11 @@
 
 namespace wavekv {
 
+class Backend;
+
 // Threads that take cut segments in the order of cutting and replace their rows by clusters. A
 // segment that nobody holds any more is skipped. One whose sealed form does not fit the memory is
+// tried again as long as other builds succeed, since each frees the rows it replaces; then it is
 // marked, and its tokens stay exact.
 //
 // Threads: safe. The destructor waits for the builds that have begun.
@@ -53,10 +56,13 @@ class BuildQueue {
   struct Job {
     std::weak_ptr<Segment> segment;
     std::shared_ptr<MemoryAccount> account;
+    int64_t sealed_before = -1;  // segments sealed ever, when it last failed
   };
 
   void RunThread();
-  absl::Status Build(Segment& segment, MemoryAccount& account, class Backend& backend);
+  // True when the job is to be queued again.
+  bool RunJob(Job& job, Backend& backend);
+  absl::Status Build(Segment& segment, MemoryAccount& account, Backend& backend);
 
   const ModelSpec model_;
   const IndexOptions index_;

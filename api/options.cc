@@ -155,8 +155,9 @@ int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t 
       cuts * sealed_bytes(index.update_tokens) +
       num_sequences * tail_chunks * Arena::RoundUp(kChunkTokens * model.token_bytes());
   const int64_t building = options.build_threads * sealed_bytes(index.segment_tokens);
-  // A prompt that comes faster than it is sealed lies in chunks, beside what is being built.
-  return model.num_layers * per_layer + 2 * building;
+  // A prompt that comes faster than it is sealed lies in chunks, beside what is being built; a
+  // quarter more lets extents find room between them.
+  return (model.num_layers * per_layer + 2 * building) * 5 / 4;
 }
 
 int64_t Budget::Resolve(int64_t num_tokens) const {

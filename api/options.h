@@ -99,8 +99,8 @@ struct AttendOptions {
   // answered by its segment's value mean. Every cluster counts with its own estimated mass either
   // way.
   Budget estimation = Budget::Ratio(0.232);
-  // kSecondOrder errs about a third less on recorded traces; with kLowerBound every estimated mass,
-  // and so the log-sum-exp returned, is a lower bound of the true one.
+  // kSecondOrder errs a third less on real keys (docs/wave_index.md); with kLowerBound every
+  // estimated mass, and so the log-sum-exp returned, is a lower bound of the true one.
   MassEstimate mass = MassEstimate::kSecondOrder;
   LseBase lse_base = LseBase::kE;
   // Row r of the n rows of a sequence sees all but its last n - 1 - r tokens; false: all tokens.

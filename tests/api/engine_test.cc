@@ -318,6 +318,35 @@ TEST_F(EngineTest, StatisticsAddUp) {
   EXPECT_EQ(exact.error_estimate_max, 0.0);
 }
 
+// Runs tasks in the caller, last first, and counts them.
+class BackwardsExecutor : public Executor {
+ public:
+  int num_workers() const override { return 1; }
+  void ParallelFor(int64_t num_tasks,
+                   absl::FunctionRef<void(int64_t task, int worker)> task) override {
+    for (int64_t i = num_tasks - 1; i >= 0; --i) task(i, 0);
+    num_tasks_ += num_tasks;
+  }
+  int64_t num_tasks() const { return num_tasks_; }
+
+ private:
+  int64_t num_tasks_ = 0;
+};
+
+TEST_F(EngineTest, TheCallersExecutorDoesTheWorkInAnyOrder) {
+  const auto executor = std::make_shared<BackwardsExecutor>();
+  EngineOptions options = SmallOptions();
+  options.executor = executor;
+  Open(options);
+  AppendRandom(3000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const int64_t appended = executor->num_tasks();
+  EXPECT_GT(appended, 0);
+  ExpectExact(0, 3, AttendOptions::Exact());
+  EXPECT_GT(executor->num_tasks(), appended);
+}
+
 TEST_F(EngineTest, DescribeListsEverySegment) {
   Open(SmallOptions());
   AppendRandom(1300);

@@ -49,8 +49,8 @@ struct ExactPart {
   int64_t first_partial = -1;  // in partial_lses; -1: the only part, straight to the outputs
 };
 
-// Buffers of a step, grown to the largest layer seen and reused: in a steady state nothing is
-// allocated.
+// Buffers of a step, grown to the largest layer seen and reused. The views are not: each call pins
+// its segments and chunks anew, which copies two short lists of references a sequence.
 struct AttendWorkspace {
   std::vector<SequenceView> views;
 

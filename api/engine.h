@@ -135,7 +135,7 @@ struct RankedCluster {
   int64_t segment_begin = 0;  // position of the segment's first token
   int64_t cluster = 0;        // within the segment
   int64_t num_tokens = 0;
-  float probability = 0.0f;  // summed over the GQA group's heads, among sealed clusters
+  float probability = 0.0f;  // by rank score, summed over the group's heads, among sealed clusters
 };
 
 // Appends of at most this many rows are decode steps (one row, or a few of speculative decoding);

@@ -96,8 +96,8 @@ struct AttendOptions {
   // attention.
   Budget retrieval = Budget::Ratio(0.018);
   // Of the sealed tokens, how many are answered by the value mean of their own cluster. The rest is
-  // answered by its segment's value mean. Every cluster counts with its own estimated mass either
-  // way.
+  // answered by the value mean of its segment's tokens that are in neither zone. Every cluster
+  // counts with its own estimated mass either way.
   Budget estimation = Budget::Ratio(0.232);
   // kSecondOrder errs a third less on real keys (docs/wave_index.md); with kLowerBound every
   // estimated mass, and so the log-sum-exp returned, is a lower bound of the true one.

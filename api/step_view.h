@@ -34,7 +34,7 @@ struct SequenceView {
   }
 };
 
-// Pins the layer; vectors of `view` are reused.
+// Pins the layer. Copies its list of segments and chunks, references only.
 void PinLayer(const StoredSequence& sequence, int layer, SequenceView& view);
 void Unpin(SequenceView& view);
 

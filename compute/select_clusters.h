@@ -11,7 +11,7 @@ namespace wavekv {
 enum class Zone : uint8_t {
   kRetrieval = 0,   // its tokens are attended exactly
   kEstimation = 1,  // its estimated mass times its own value mean
-  kRemainder = 2,   // its estimated mass times its segment's value mean
+  kRemainder = 2,   // its estimated mass times the value mean of the segment's remainder
 };
 
 // Ranks the clusters of all sealed segments for one GQA group and divides them into zones.

@@ -217,6 +217,7 @@ class Engine {
   std::string PrometheusText() const;
 
  private:
+  friend class EngineTestPeer;
   struct Impl;
   explicit Engine(std::unique_ptr<Impl> impl);
 

@@ -37,6 +37,10 @@ Arena::~Arena() { munmap(base_, num_blocks_ * kBlockBytes); }
 std::byte* Arena::Allocate(int64_t bytes) {
   const int64_t count = RoundUp(bytes) / kBlockBytes;
   std::lock_guard<std::mutex> lock(mutex_);
+  if (failures_left_ > 0 && allocations_until_failure_-- <= 0) {
+    --failures_left_;
+    return nullptr;
+  }
   const auto best = free_by_count_.lower_bound({count, 0});
   if (best == free_by_count_.end()) return nullptr;
   const auto [run_count, first] = *best;
@@ -61,6 +65,23 @@ void Arena::Free(std::byte* data, int64_t bytes) {
 void Arena::ReleasePages() {
   std::lock_guard<std::mutex> lock(mutex_);
   if (used_blocks_ == 0) madvise(base_, num_blocks_ * kBlockBytes, MADV_DONTNEED);
+}
+
+void Arena::FailAllocations(int64_t after, int64_t count) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  allocations_until_failure_ = after;
+  failures_left_ = count;
+}
+
+bool Arena::FreeBlocksAreZero() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [first, count] : free_by_first_) {
+    const std::byte* const begin = base_ + first * kBlockBytes;
+    if (begin[0] != std::byte{0} || std::memcmp(begin, begin + 1, count * kBlockBytes - 1) != 0) {
+      return false;
+    }
+  }
+  return true;
 }
 
 void Arena::InsertFreeRun(int64_t first, int64_t count) {

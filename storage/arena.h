@@ -41,6 +41,11 @@ class Arena {
   // itself alive much longer than its engine.
   void ReleasePages();
 
+  // For tests. After `after` more allocations, the next `count` find no room.
+  void FailAllocations(int64_t after, int64_t count);
+  // For tests. Reads all free blocks.
+  bool FreeBlocksAreZero() const;
+
   int64_t bytes() const { return num_blocks_ * kBlockBytes; }
   int64_t used_bytes() const;
   int64_t free_bytes() const { return bytes() - used_bytes(); }
@@ -64,6 +69,8 @@ class Arena {
   std::map<int64_t, int64_t> free_by_first_;
   std::set<std::pair<int64_t, int64_t>> free_by_count_;
   int64_t used_blocks_ = 0;
+  int64_t allocations_until_failure_ = 0;
+  int64_t failures_left_ = 0;
 };
 
 }  // namespace wavekv

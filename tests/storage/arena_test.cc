@@ -178,6 +178,28 @@ TEST(ArenaTest, AddressSpaceThatIsNotThereIsRefusedWithTheNumber) {
   EXPECT_NE(std::string(arena.status().message()).find("9223372036854775807"), std::string::npos);
 }
 
+TEST(ArenaTest, AllocationsFailWhenATestAsksForIt) {
+  const auto arena = MakeArena(8 * kBlock);
+  arena->FailAllocations(1, 2);
+  EXPECT_NE(arena->Allocate(kBlock), nullptr);
+  EXPECT_EQ(arena->Allocate(kBlock), nullptr);
+  EXPECT_EQ(arena->Allocate(kBlock), nullptr);
+  EXPECT_NE(arena->Allocate(kBlock), nullptr);
+  EXPECT_EQ(arena->used_bytes(), 2 * kBlock);
+}
+
+TEST(ArenaTest, FreeBlocksAreKnownToBeZero) {
+  const auto arena = MakeArena(8 * kBlock);
+  EXPECT_TRUE(arena->FreeBlocksAreZero());
+  std::byte* const data = arena->Allocate(2 * kBlock);
+  data[kBlock] = std::byte{1};
+  EXPECT_TRUE(arena->FreeBlocksAreZero());
+  arena->Free(data, 2 * kBlock);
+  EXPECT_TRUE(arena->FreeBlocksAreZero());
+  data[kBlock] = std::byte{1};  // whoever writes after freeing
+  EXPECT_FALSE(arena->FreeBlocksAreZero());
+}
+
 TEST(ArenaTest, ThreadsNeverShareARunAndAlwaysGetZeros) {
   const auto arena = MakeArena(64 * kBlock);
   std::vector<std::thread> threads;

@@ -17,11 +17,11 @@
 #include "examples/tinylm/eval_set.h"
 #include "examples/tinylm/model.h"
 #include "examples/tinylm/needle_eval.h"
-#include "examples/tinylm/progress_bar.h"
 #include "examples/tinylm/report.h"
 #include "examples/tinylm/status_macros.h"
 #include "examples/tinylm/tokenizer.h"
 #include "examples/tinylm/trace_recorder.h"
+#include "tools/progress_bar.h"
 #include "wavekv/engine.h"
 #include "wavekv/executor.h"
 
@@ -59,7 +59,7 @@ absl::StatusOr<EvalSet> LoadEvalSet(const Arguments& arguments, const Model& mod
 }
 
 absl::Status ReadWithProgress(absl::Span<const int32_t> tokens, Decoder* decoder) {
-  ProgressBar bar("reading", static_cast<int64_t>(tokens.size()), "tokens");
+  wavekv::ProgressBar bar("reading", static_cast<int64_t>(tokens.size()), "tokens");
   return decoder->Read(tokens, [&](int64_t count) { bar.Update(count); });
 }
 

@@ -3,8 +3,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "examples/tinylm/safetensors.h"
 #include "examples/tinylm/status_macros.h"
+#include "tools/safetensors/safetensors.h"
 
 namespace tinylm {
 namespace {

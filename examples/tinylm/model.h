@@ -14,7 +14,7 @@
 #include "absl/types/span.h"
 #include "examples/tinylm/attention.h"
 #include "examples/tinylm/model_config.h"
-#include "examples/tinylm/safetensors.h"
+#include "tools/safetensors/safetensors.h"
 #include "wavekv/executor.h"
 
 namespace tinylm {

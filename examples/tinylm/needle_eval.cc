@@ -9,8 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "examples/tinylm/decoder.h"
-#include "examples/tinylm/progress_bar.h"
 #include "examples/tinylm/status_macros.h"
+#include "tools/progress_bar.h"
 
 namespace tinylm {
 namespace {
@@ -57,7 +57,7 @@ class ReadDocument {
   absl::Status Read(absl::Span<const int32_t> tokens, const std::string& label) {
     EngineAttention dense(engine_, sequence_, AttendOptions::Exact());
     Decoder decoder(model_, &dense);
-    ProgressBar bar(label, static_cast<int64_t>(tokens.size()), "tokens");
+    wavekv::ProgressBar bar(label, static_cast<int64_t>(tokens.size()), "tokens");
     TINYLM_RETURN_IF_ERROR(decoder.Read(tokens, [&](int64_t count) { bar.Update(count); }));
     history_ = decoder.history();
     // Every question then meets the same segments, however fast the builds were.
@@ -167,7 +167,7 @@ absl::StatusOr<std::vector<NeedleResult>> RunNeedleEval(const EvalSet& set,
     TINYLM_RETURN_IF_ERROR(
         document.Read(set.documents[document_index],
                       absl::StrCat("reading document ", ++num_read, " of ", plan.size())));
-    ProgressBar bar("answering", static_cast<int64_t>(questions.size()), "questions");
+    wavekv::ProgressBar bar("answering", static_cast<int64_t>(questions.size()), "questions");
     int64_t num_answered = 0;
     for (const auto& [task, question] : questions) {
       TINYLM_RETURN_IF_ERROR(document.Ask(*question, options.wave, &results[task]));

@@ -4,8 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "examples/tinylm/safetensors.h"
 #include "examples/tinylm/status_macros.h"
+#include "tools/safetensors/safetensors.h"
 
 namespace tinylm {
 namespace {

@@ -5,10 +5,10 @@
 
 #include "examples/tinylm/error_meter.h"
 #include "examples/tinylm/model.h"
-#include "examples/tinylm/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/examples/test_files.h"
+#include "tools/safetensors/safetensors.h"
 
 namespace tinylm {
 namespace {

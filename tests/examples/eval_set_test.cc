@@ -1,9 +1,9 @@
 #include "examples/tinylm/eval_set.h"
 
-#include "examples/tinylm/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/examples/test_files.h"
+#include "tools/safetensors/safetensors.h"
 
 namespace tinylm {
 namespace {

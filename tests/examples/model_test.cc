@@ -4,11 +4,11 @@
 #include <cmath>
 #include <filesystem>
 
-#include "examples/tinylm/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/examples/test_files.h"
 #include "tests/testing/naive_attention.h"
+#include "tools/safetensors/safetensors.h"
 
 namespace tinylm {
 namespace {

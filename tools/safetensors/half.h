@@ -1,6 +1,6 @@
 // IEEE half precision and bfloat16 as bit patterns, for files that store them.
-#ifndef WAVEKV_EXAMPLES_TINYLM_HALF_H_
-#define WAVEKV_EXAMPLES_TINYLM_HALF_H_
+#ifndef WAVEKV_TOOLS_SAFETENSORS_HALF_H_
+#define WAVEKV_TOOLS_SAFETENSORS_HALF_H_
 
 #include <bit>
 #include <cmath>
@@ -42,4 +42,4 @@ inline uint16_t FloatToHalf(float value) {
 
 }  // namespace safetensors
 
-#endif  // WAVEKV_EXAMPLES_TINYLM_HALF_H_
+#endif  // WAVEKV_TOOLS_SAFETENSORS_HALF_H_

@@ -1,12 +1,12 @@
 // Shows how far a long piece of work has come.
-#ifndef WAVEKV_EXAMPLES_TINYLM_PROGRESS_BAR_H_
-#define WAVEKV_EXAMPLES_TINYLM_PROGRESS_BAR_H_
+#ifndef WAVEKV_TOOLS_PROGRESS_BAR_H_
+#define WAVEKV_TOOLS_PROGRESS_BAR_H_
 
 #include <chrono>
 #include <cstdint>
 #include <string>
 
-namespace tinylm {
+namespace wavekv {
 
 // Writes to stderr: one moving line on a terminal, else a plain line every few seconds. The last
 // line stays.
@@ -29,6 +29,6 @@ class ProgressBar {
   Clock::time_point shown_;
 };
 
-}  // namespace tinylm
+}  // namespace wavekv
 
-#endif  // WAVEKV_EXAMPLES_TINYLM_PROGRESS_BAR_H_
+#endif  // WAVEKV_TOOLS_PROGRESS_BAR_H_

@@ -1,13 +1,13 @@
-#include "examples/tinylm/safetensors.h"
+#include "tools/safetensors/safetensors.h"
 
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "examples/tinylm/half.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/examples/test_files.h"
+#include "tools/safetensors/half.h"
 
 namespace safetensors {
 namespace {

@@ -4,8 +4,8 @@
 //   n bytes    JSON: {"__metadata__": {string: string},
 //                     name: {"dtype": "F16", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
 //   the rest   the tensors' bytes, row-major, without holes or overlaps
-#ifndef WAVEKV_EXAMPLES_TINYLM_SAFETENSORS_H_
-#define WAVEKV_EXAMPLES_TINYLM_SAFETENSORS_H_
+#ifndef WAVEKV_TOOLS_SAFETENSORS_SAFETENSORS_H_
+#define WAVEKV_TOOLS_SAFETENSORS_SAFETENSORS_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -121,4 +121,4 @@ class Writer {
 
 }  // namespace safetensors
 
-#endif  // WAVEKV_EXAMPLES_TINYLM_SAFETENSORS_H_
+#endif  // WAVEKV_TOOLS_SAFETENSORS_SAFETENSORS_H_

@@ -1,4 +1,4 @@
-#include "examples/tinylm/safetensors.h"
+#include "tools/safetensors/safetensors.h"
 
 #include <algorithm>
 #include <bit>
@@ -12,8 +12,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "examples/tinylm/half.h"
 #include "nlohmann/json.hpp"
+#include "tools/safetensors/half.h"
 
 namespace safetensors {
 

@@ -1,4 +1,4 @@
-#include "examples/tinylm/progress_bar.h"
+#include "tools/progress_bar.h"
 
 #include <unistd.h>
 
@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_format.h"
 
-namespace tinylm {
+namespace wavekv {
 
 ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit)
     : label_(std::move(label)),
@@ -44,4 +44,4 @@ double ProgressBar::seconds() const {
   return std::chrono::duration<double>(Clock::now() - start_).count();
 }
 
-}  // namespace tinylm
+}  // namespace wavekv

@@ -1,0 +1,102 @@
+// Evaluates recorded attention: what wavekv would have read for it, and how far its answers would
+// have been from exact ones.
+//
+// A head is one kv head of one layer with the query heads of its GQA group. It is stored in an
+// engine of its own through the public API and asked the recorded queries; the truth is naive
+// attention over the recorded values in double precision, so rounding of stored values counts as
+// an error. docs/trace_format.md defines format and metrics.
+#ifndef WAVEKV_TOOLS_TRACE_TRACE_EVAL_H_
+#define WAVEKV_TOOLS_TRACE_TRACE_EVAL_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "tools/trace/trace_rows.h"
+#include "wavekv/options.h"
+
+namespace wavekv {
+
+// What was recorded of one head. Nothing is copied: all of it outlives the evaluation.
+struct TraceHead {
+  RowsView keys;           // [num_tokens, head_dim_k], after RoPE
+  RowsView values;         // [num_tokens, head_dim_v]
+  RowsView queries;        // [num_queries, group_size * head_dim_k], after RoPE, not scaled
+  int64_t head_dim_k = 0;  // at most 256, as is head_dim_v
+  absl::Span<const int32_t> positions;  // [num_queries], any order: query i sees keys 0..position
+  double softmax_scale = 0.0;
+};
+
+struct TraceEvalOptions {
+  std::vector<AttendOptions> budgets = {AttendOptions()};
+  std::vector<int64_t> recall_ks = {100};
+  // Queries to ask, numbers in [0, num_queries); all, when left out. The index is that of the whole
+  // recording in any case: it is built before the first of all queries.
+  std::optional<std::vector<int64_t>> queries;
+  double scale_factor = 1.0;  // on top of the head's softmax scale: sharper attention
+  std::optional<DType>
+      kv_dtype;  // as stored; left out: as recorded, fp32 if keys and values differ
+  IndexOptions index;
+  // false: tokens [sink_tokens, first query position - window_tokens + 1) are indexed, in multiples
+  // of 64; all others are in the steady zone of every query. true: segments are also sealed behind
+  // the first query, and of index.update_tokens tokens, as while an engine decodes.
+  bool grow = false;
+  int num_threads = 0;  // 0: one per processor; results do not depend on it
+  // Called from time to time with the number of queries answered since the last call.
+  std::function<void(int64_t)> on_progress;
+};
+
+// What was measured for one budget. Shares are per sample: a sample is one query of one query head.
+struct TraceSamples {
+  std::vector<double> rel_errors;      // |output - exact| / |exact|; |output| where exact is 0
+  std::vector<double> masses;          // softmax mass that was read exactly
+  std::vector<double> indexed_masses;  // of the mass of the indexed tokens
+  std::vector<std::vector<double>> recalls;  // [recall_ks]: of the k indexed tokens of most mass
+  int64_t num_rows = 0;  // pairs of query and kv head; what follows sums over them
+  int64_t tokens_visible = 0;
+  int64_t tokens_exact = 0;
+  int64_t tokens_indexed = 0;
+  int64_t bytes_dense = 0;
+  int64_t bytes_read = 0;
+
+  // Of other heads or files, with the same recall_ks.
+  void Append(const TraceSamples& other);
+};
+
+// Percentiles are the smallest sample that so many per cent of the samples do not exceed. Samples
+// without an indexed token have no recall and no indexed mass; both are 1 when no sample has.
+struct TraceSummary {
+  int64_t num_samples = 0;
+  double rel_err_mean = 0.0;
+  double rel_err_p95 = 0.0;
+  double rel_err_p99 = 0.0;
+  double rel_err_max = 0.0;
+  double mass = 0.0;
+  double indexed_mass = 0.0;
+  std::vector<double> recalls;  // [recall_ks]
+  double tokens_visible = 0.0;  // these four: mean of a query and kv head
+  double tokens_exact = 0.0;
+  double bytes_dense = 0.0;
+  double bytes_read = 0.0;
+  double exact_tokens_ratio = 0.0;
+  double bytes_ratio = 0.0;
+};
+
+// Independent of the order of the samples.
+TraceSummary Summarize(const TraceSamples& samples);
+
+// One result per budget. INVALID_ARGUMENT naming what does not fit (a shape, a position, an option,
+// a tensor with NaN); UNIMPLEMENTED for a head_dim beyond the engine's; RESOURCE_EXHAUSTED when
+// the engine's arena cannot be had. Deterministic.
+//
+// Memory: about three times the head's bytes, whatever the number of queries.
+absl::StatusOr<std::vector<TraceSamples>> EvaluateHead(const TraceHead& head,
+                                                       const TraceEvalOptions& options);
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_TOOLS_TRACE_TRACE_EVAL_H_

@@ -1,13 +1,16 @@
 #include "tools/safetensors/safetensors.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <set>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -26,7 +29,6 @@ static_assert(std::endian::native == std::endian::little);
 constexpr int64_t kLengthBytes = 8;
 // The format's own limit: no real header comes near it, and a hostile one cannot exhaust memory.
 constexpr uint64_t kHeaderBytesMax = 100'000'000;
-constexpr size_t kDataAlignment = 64;
 constexpr char kMetadataKey[] = "__metadata__";
 
 struct DTypeInfo {
@@ -36,11 +38,12 @@ struct DTypeInfo {
 };
 
 constexpr DTypeInfo kDTypes[] = {
-    {DType::kBool, "BOOL", 1}, {DType::kU8, "U8", 1},   {DType::kI8, "I8", 1},
-    {DType::kU16, "U16", 2},   {DType::kI16, "I16", 2}, {DType::kF16, "F16", 2},
-    {DType::kBF16, "BF16", 2}, {DType::kU32, "U32", 4}, {DType::kI32, "I32", 4},
-    {DType::kF32, "F32", 4},   {DType::kU64, "U64", 8}, {DType::kI64, "I64", 8},
-    {DType::kF64, "F64", 8},
+    {DType::kBool, "BOOL", 1},      {DType::kU8, "U8", 1},          {DType::kI8, "I8", 1},
+    {DType::kU16, "U16", 2},        {DType::kI16, "I16", 2},        {DType::kF16, "F16", 2},
+    {DType::kBF16, "BF16", 2},      {DType::kU32, "U32", 4},        {DType::kI32, "I32", 4},
+    {DType::kF32, "F32", 4},        {DType::kU64, "U64", 8},        {DType::kI64, "I64", 8},
+    {DType::kF64, "F64", 8},        {DType::kF8E4M3, "F8_E4M3", 1}, {DType::kF8E5M2, "F8_E5M2", 1},
+    {DType::kF8E8M0, "F8_E8M0", 1}, {DType::kC64, "C64", 8},
 };
 
 const DTypeInfo& Info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
@@ -73,12 +76,12 @@ std::vector<T> Copy(const Tensor& tensor) {
   return values;
 }
 
-// A value of a header in a message: short, whatever the file holds.
-std::string Quote(const Json& value) {
-  constexpr size_t kQuoteMax = 40;
-  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  return text.size() <= kQuoteMax ? text : text.substr(0, kQuoteMax) + "...";
+std::string Shortened(const std::string& text) {
+  constexpr size_t kLengthMax = 100;
+  return text.size() <= kLengthMax ? text : text.substr(0, kLengthMax) + "...";
 }
+
+std::string Quote(const std::string& text) { return absl::StrCat("\"", Printable(text), "\""); }
 
 absl::Status DTypeError(absl::string_view file, absl::string_view tensor,
                         absl::string_view expected, DType got) {
@@ -90,46 +93,26 @@ absl::Status Malformed(absl::string_view file, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(file, ": not a valid safetensors file: ", what));
 }
 
-// False unless `value` is an integer in [0, 2^63).
-bool ParseSize(const Json& value, int64_t* size) {
-  if (!value.is_number_unsigned()) return false;
-  const uint64_t number = value.get<uint64_t>();
-  if (number > static_cast<uint64_t>(INT64_MAX)) return false;
-  *size = static_cast<int64_t>(number);
-  return true;
-}
-
-// The parser keeps the last of two equal keys; the format forbids them.
-struct HeaderChecks {
-  std::vector<std::set<std::string>> keys;  // of the open objects
-  std::string duplicate_key;
-  bool too_deep = false;
-
-  bool operator()(int depth, Json::parse_event_t event, Json& value) {
-    constexpr int kDepthMax = 3;  // header, tensor, array, number
-    if (depth > kDepthMax) {
-      too_deep = true;
-      return false;  // not built, so that depth costs no memory
-    }
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(value).second) {
-      duplicate_key = value;
-    }
-    return true;
-  }
-};
-
-std::shared_ptr<std::byte> AllocateAligned(int64_t num_bytes) {
-  const size_t rounded =
-      (static_cast<size_t>(num_bytes) / kDataAlignment + 1) * kDataAlignment;  // never 0
-  return {static_cast<std::byte*>(std::aligned_alloc(kDataAlignment, rounded)), std::free};
-}
-
 struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 using OpenFile = std::unique_ptr<std::FILE, CloseFile>;
+
+class Descriptor {
+ public:
+  explicit Descriptor(const std::string& path)
+      : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int fd() const { return fd_; }
+
+ private:
+  const int fd_;
+};
 
 absl::Status ErrnoError(absl::string_view path, absl::string_view action) {
   const int error = errno;
@@ -143,138 +126,265 @@ int64_t DTypeBytes(DType dtype) { return Info(dtype).bytes; }
 
 const char* DTypeName(DType dtype) { return Info(dtype).name; }
 
+std::string Printable(const std::string& text) {
+  const std::string quoted = Json(text).dump(-1, ' ', true, Json::error_handler_t::replace);
+  return Shortened(quoted.substr(1, quoted.size() - 2));
+}
+
 std::string ShapeString(const Shape& shape) {
+  constexpr size_t kSizesMax = 16;
+  const size_t shown = std::min(shape.size(), kSizesMax);
   return absl::StrCat("[",
-                      absl::StrJoin(shape, ", ",
+                      absl::StrJoin(shape.begin(), shape.begin() + shown, ", ",
                                     [](std::string* out, int64_t size) {
                                       size == kAnySize ? absl::StrAppend(out, "*")
                                                        : absl::StrAppend(out, size);
                                     }),
-                      "]");
+                      shown < shape.size() ? ", ...]" : "]");
 }
 
 absl::StatusOr<File> File::Read(const std::string& path) {
-  const OpenFile input(std::fopen(path.c_str(), "rb"));
-  if (input == nullptr) return ErrnoError(path, "open");
-  if (std::fseek(input.get(), 0, SEEK_END) != 0) return ErrnoError(path, "seek");
-  const int64_t file_bytes = std::ftell(input.get());
-  // Opening a directory succeeds and its end is far away; reading it fails below.
-  if (file_bytes < 0) return ErrnoError(path, "seek");
-  std::rewind(input.get());
-
-  if (file_bytes < kLengthBytes) {
-    return Malformed(path, absl::StrCat("expected at least 8 bytes, got ", file_bytes));
+  // Not blocking: opening a pipe must not wait for its writer.
+  const Descriptor input(path);
+  if (input.fd() < 0) return ErrnoError(path, "open");
+  struct stat status = {};
+  if (fstat(input.fd(), &status) != 0) return ErrnoError(path, "stat");
+  if (!S_ISREG(status.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": expected a regular file"));
   }
-  uint64_t header_bytes = 0;
-  if (std::fread(&header_bytes, kLengthBytes, 1, input.get()) != 1) {
-    return ErrnoError(path, "read");
-  }
-  const auto header_bytes_max =
-      std::min(kHeaderBytesMax, static_cast<uint64_t>(file_bytes - kLengthBytes));
-  if (header_bytes > header_bytes_max) {
-    return Malformed(path, absl::StrCat("expected a header of at most ", header_bytes_max,
-                                        " bytes, got ", header_bytes));
-  }
-  std::string header(header_bytes, '\0');
-  const auto data_bytes = file_bytes - kLengthBytes - static_cast<int64_t>(header_bytes);
+  const auto file_bytes = static_cast<size_t>(status.st_size);
   File file;
   file.name_ = path;
-  file.data_ = AllocateAligned(data_bytes);
-  if (file.data_ == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(path, ": no memory for ", data_bytes, " bytes"));
+  absl::Span<const std::byte> bytes;
+  if (file_bytes > 0) {
+    void* const address = mmap(nullptr, file_bytes, PROT_READ, MAP_PRIVATE, input.fd(), 0);
+    if (address == MAP_FAILED) return ErrnoError(path, "map");
+    file.mapping_.reset(address, [file_bytes](void* mapped) { munmap(mapped, file_bytes); });
+    bytes = absl::MakeConstSpan(static_cast<const std::byte*>(address), file_bytes);
   }
-  if (std::fread(header.data(), 1, header.size(), input.get()) != header.size() ||
-      std::fread(file.data_.get(), 1, data_bytes, input.get()) != static_cast<size_t>(data_bytes)) {
-    return ErrnoError(path, "read");
-  }
-  const absl::Status status = file.ParseHeader(header, data_bytes);
-  if (!status.ok()) return status;
+  const absl::Status parsed = file.ParseBytes(bytes);
+  if (!parsed.ok()) return parsed;
   return file;
 }
 
-absl::Status File::ParseHeader(const std::string& header, int64_t data_bytes) {
+absl::StatusOr<File> File::Parse(absl::Span<const std::byte> bytes, std::string name) {
+  File file;
+  file.name_ = std::move(name);
+  const absl::Status parsed = file.ParseBytes(bytes);
+  if (!parsed.ok()) return parsed;
+  return file;
+}
+
+absl::Status File::ParseBytes(absl::Span<const std::byte> bytes) {
+  const auto file_bytes = static_cast<int64_t>(bytes.size());
+  if (file_bytes < kLengthBytes) {
+    return Malformed(name_, absl::StrCat("expected at least 8 bytes, got ", file_bytes));
+  }
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
+  const auto header_bytes_max =
+      std::min(kHeaderBytesMax, static_cast<uint64_t>(file_bytes - kLengthBytes));
+  if (header_bytes > header_bytes_max) {
+    return Malformed(name_, absl::StrCat("expected a header of at most ", header_bytes_max,
+                                         " bytes, got ", header_bytes));
+  }
+  const char* const header = reinterpret_cast<const char*>(bytes.data() + kLengthBytes);
+  data_ = bytes.data() + kLengthBytes + header_bytes;
+  return ParseHeader(absl::MakeConstSpan(header, header_bytes),
+                     file_bytes - kLengthBytes - static_cast<int64_t>(header_bytes));
+}
+
+// Takes the header's JSON as it is parsed: work and memory stay linear in its size, and the first
+// thing that does not belong there ends it.
+class File::HeaderReader : public nlohmann::json_sax<Json> {
+ public:
+  HeaderReader(File* file, int64_t data_bytes) : file_(file), data_bytes_(data_bytes) {}
+
+  const absl::Status& status() const { return status_; }
+
+  bool start_object(size_t) override {
+    switch (place_) {
+      case Place::kNowhere:
+        place_ = Place::kHeader;
+        return true;
+      case Place::kEntry:
+        place_ = entry_ == kMetadataKey ? Place::kMetadata : Place::kTensor;
+        tensor_ = Tensor();
+        shape_.reset();
+        offsets_.reset();
+        dtype_.reset();
+        return true;
+      default:
+        return Unexpected("an object");
+    }
+  }
+
+  bool end_object() override {
+    if (place_ == Place::kTensor && !AddTensor()) return false;
+    place_ = place_ == Place::kHeader ? Place::kNowhere : Place::kHeader;
+    return true;
+  }
+
+  bool key(std::string& name) override {
+    if (place_ == Place::kHeader) {
+      const bool is_new = name == kMetadataKey ? !std::exchange(has_metadata_, true)
+                                               : !file_->tensors_.contains(name);
+      if (!is_new) return Twice(name);
+      place_ = Place::kEntry;
+      entry_ = name;
+      return true;
+    }
+    key_ = name;
+    if (place_ == Place::kMetadata) {
+      return !file_->metadata_.contains(name) || Twice(name);
+    }
+    const bool known = name == "dtype" || name == "shape" || name == "data_offsets";
+    if (!known) return BadTensor("expected dtype, shape and data_offsets alone");
+    const bool is_new = name == "dtype"   ? !dtype_.has_value()
+                        : name == "shape" ? !shape_.has_value()
+                                          : !offsets_.has_value();
+    return is_new || Twice(name);
+  }
+
+  bool start_array(size_t) override {
+    if (place_ != Place::kTensor || key_ == "dtype") return Unexpected("an array");
+    place_ = Place::kArray;
+    Array().emplace();
+    return true;
+  }
+
+  bool end_array() override {
+    place_ = Place::kTensor;
+    return true;
+  }
+
+  bool string(std::string& text) override {
+    if (place_ == Place::kMetadata) {
+      file_->metadata_[key_] = text;
+      return true;
+    }
+    if (place_ != Place::kTensor || key_ != "dtype") return Unexpected(Quote(text));
+    dtype_.emplace();
+    return ParseDType(text, &*dtype_) || BadTensor(absl::StrCat("unknown dtype ", Quote(text)));
+  }
+
+  bool number_unsigned(uint64_t number) override {
+    if (place_ != Place::kArray || number > static_cast<uint64_t>(INT64_MAX)) {
+      return Unexpected(absl::StrCat(number));
+    }
+    Array()->push_back(static_cast<int64_t>(number));
+    return true;
+  }
+  bool number_integer(int64_t number) override { return Unexpected(absl::StrCat(number)); }
+  bool number_float(double, const std::string& text) override {
+    return Unexpected(Printable(text));
+  }
+  bool boolean(bool value) override { return Unexpected(value ? "true" : "false"); }
+  bool null() override { return Unexpected("null"); }
+  bool binary(Json::binary_t&) override { return Unexpected("bytes"); }  // JSON text has none
+
+  bool parse_error(size_t position, const std::string&, const Json::exception&) override {
+    return Fail(absl::StrCat("the header is not valid JSON at byte ", position));
+  }
+
+ private:
+  enum class Place {
+    kNowhere,   // outside the header's object
+    kHeader,    // in it
+    kEntry,     // behind a key of it
+    kMetadata,  // in __metadata__
+    kTensor,    // in a tensor's object
+    kArray,     // in its shape or data_offsets
+  };
+
+  std::optional<Shape>& Array() { return key_ == "shape" ? shape_ : offsets_; }
+
+  bool Fail(absl::string_view what) {
+    status_ = Malformed(file_->name_, what);
+    return false;
+  }
+  bool Twice(const std::string& name) {
+    return Fail(absl::StrCat("the key '", Printable(name), "' comes twice"));
+  }
+  bool BadTensor(absl::string_view what) {
+    return Fail(absl::StrCat("tensor '", Printable(entry_), "': ", what));
+  }
+
+  // A value that does not belong where it stands.
+  bool Unexpected(absl::string_view got) {
+    if (place_ == Place::kEntry && entry_ == kMetadataKey) {
+      return Fail(absl::StrCat("__metadata__ is not an object, but ", got));
+    }
+    if (place_ == Place::kEntry) return BadTensor(absl::StrCat("expected an object, got ", got));
+    if (place_ == Place::kMetadata) {
+      return Fail(absl::StrCat("__metadata__.", Printable(key_), " is not a string, but ", got));
+    }
+    if (place_ == Place::kTensor && key_ == "dtype") {
+      return BadTensor(absl::StrCat("unknown dtype ", got));
+    }
+    if (place_ == Place::kTensor) {
+      return BadTensor(absl::StrCat(key_, " is not an array, but ", got));
+    }
+    return BadTensor(absl::StrCat("expected integers >= 0 in ", key_, ", got ", got));
+  }
+
+  bool AddTensor() {
+    const char* const missing = !dtype_.has_value()     ? "dtype"
+                                : !shape_.has_value()   ? "shape"
+                                : !offsets_.has_value() ? "data_offsets"
+                                                        : nullptr;
+    if (missing != nullptr) return BadTensor(absl::StrCat("the field ", missing, " is missing"));
+    if (offsets_->size() != 2) {
+      return BadTensor(absl::StrCat("expected two data_offsets, got ", ShapeString(*offsets_)));
+    }
+    tensor_.dtype = *dtype_;
+    tensor_.shape = std::move(*shape_);
+    if (!ByteSize(tensor_.dtype, tensor_.shape, &tensor_.num_bytes)) {
+      return BadTensor(absl::StrCat("shape ", ShapeString(tensor_.shape), " overflows"));
+    }
+    const int64_t begin = (*offsets_)[0];
+    const int64_t end = (*offsets_)[1];
+    if (begin > end || end > data_bytes_) {
+      return BadTensor(absl::StrCat("expected data_offsets within the ", data_bytes_,
+                                    " bytes of data, got [", begin, ", ", end, "]"));
+    }
+    if (end - begin != tensor_.num_bytes) {
+      return BadTensor(absl::StrCat("expected ", tensor_.num_bytes, " bytes for ",
+                                    DTypeName(tensor_.dtype), " ", ShapeString(tensor_.shape),
+                                    ", got ", end - begin));
+    }
+    tensor_.data = file_->data_ + begin;
+    file_->tensors_[entry_] = std::move(tensor_);
+    return true;
+  }
+
+  File* const file_;
+  const int64_t data_bytes_;
+  absl::Status status_;
+  Place place_ = Place::kNowhere;
+  std::string entry_;  // the last key of the header
+  std::string key_;    // the last key inside an entry
+  bool has_metadata_ = false;
+  Tensor tensor_;
+  std::optional<DType> dtype_;
+  std::optional<Shape> shape_;
+  std::optional<Shape> offsets_;
+};
+
+absl::Status File::ParseHeader(absl::Span<const char> header, int64_t data_bytes) {
   if (header.empty() || header[0] != '{') {
     return Malformed(name_, "expected the header to begin with '{'");
   }
-  HeaderChecks checks;
-  const Json json = Json::parse(header, std::ref(checks), /*allow_exceptions=*/false);
-  if (json.is_discarded()) return Malformed(name_, "the header is not valid JSON");
-  if (checks.too_deep) return Malformed(name_, "the header is nested too deeply");
-  if (!checks.duplicate_key.empty()) {
-    return Malformed(name_, absl::StrCat("the key '", checks.duplicate_key, "' comes twice"));
-  }
-  for (const auto& [key, value] : json.items()) {
-    const absl::Status status =
-        key == kMetadataKey ? ParseMetadata(value) : ParseTensor(key, value, data_bytes);
-    if (!status.ok()) return status;
-  }
+  HeaderReader reader(this, data_bytes);
+  Json::sax_parse(header.begin(), header.end(), &reader);
+  if (!reader.status().ok()) return reader.status();
   return CheckCoverage(data_bytes);
-}
-
-absl::Status File::ParseMetadata(const Json& json) {
-  if (!json.is_object()) return Malformed(name_, "__metadata__ is not an object");
-  for (const auto& [key, value] : json.items()) {
-    if (!value.is_string()) {
-      return Malformed(name_, absl::StrCat("__metadata__.", key, " is not a string"));
-    }
-    metadata_[key] = value.get<std::string>();
-  }
-  return absl::OkStatus();
-}
-
-absl::Status File::ParseTensor(const std::string& name, const Json& json, int64_t data_bytes) {
-  const auto malformed = [&](absl::string_view what) {
-    return Malformed(name_, absl::StrCat("tensor '", name, "': ", what));
-  };
-  if (!json.is_object()) return malformed("expected an object");
-  for (const char* field : {"dtype", "shape", "data_offsets"}) {
-    if (!json.contains(field)) return malformed(absl::StrCat("the field ", field, " is missing"));
-  }
-  if (json.size() != 3) return malformed("expected dtype, shape and data_offsets alone");
-
-  Tensor tensor;
-  const Json& dtype = json["dtype"];
-  if (!dtype.is_string() || !ParseDType(dtype.get<std::string>(), &tensor.dtype)) {
-    return malformed(absl::StrCat("unknown dtype ", Quote(dtype)));
-  }
-  const Json& shape = json["shape"];
-  if (!shape.is_array()) return malformed("shape is not an array");
-  for (const Json& element : shape) {
-    int64_t size = 0;
-    if (!ParseSize(element, &size)) {
-      return malformed(absl::StrCat("expected sizes >= 0 in shape, got ", Quote(element)));
-    }
-    tensor.shape.push_back(size);
-  }
-  if (!ByteSize(tensor.dtype, tensor.shape, &tensor.num_bytes)) {
-    return malformed(absl::StrCat("shape ", ShapeString(tensor.shape), " overflows"));
-  }
-  const Json& offsets = json["data_offsets"];
-  int64_t begin = 0;
-  int64_t end = 0;
-  if (!offsets.is_array() || offsets.size() != 2 || !ParseSize(offsets[0], &begin) ||
-      !ParseSize(offsets[1], &end)) {
-    return malformed(absl::StrCat("expected two data_offsets >= 0, got ", Quote(offsets)));
-  }
-  if (begin > end || end > data_bytes) {
-    return malformed(absl::StrCat("expected data_offsets within the ", data_bytes,
-                                  " bytes of data, got [", begin, ", ", end, "]"));
-  }
-  if (end - begin != tensor.num_bytes) {
-    return malformed(absl::StrCat("expected ", tensor.num_bytes, " bytes for ",
-                                  DTypeName(tensor.dtype), " ", ShapeString(tensor.shape), ", got ",
-                                  end - begin));
-  }
-  tensor.data = data_.get() + begin;
-  tensors_[name] = std::move(tensor);
-  return absl::OkStatus();
 }
 
 absl::Status File::CheckCoverage(int64_t data_bytes) const {
   std::vector<std::pair<int64_t, int64_t>> extents;
   for (const auto& [name, tensor] : tensors_) {
-    const int64_t begin = tensor.data - data_.get();
+    const int64_t begin = tensor.data - data_;
     extents.emplace_back(begin, begin + tensor.num_bytes);
   }
   std::sort(extents.begin(), extents.end());
@@ -346,9 +456,7 @@ absl::Status Writer::Add(std::string name, DType dtype, Shape shape, std::string
     return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': ", what));
   };
   if (name.empty() || name == kMetadataKey) return invalid("the name is reserved");
-  for (const Entry& entry : entries_) {
-    if (entry.name == name) return invalid("the name is taken");
-  }
+  if (names_.contains(name)) return invalid("the name is taken");
   int64_t num_bytes = 0;
   const bool negative =
       std::any_of(shape.begin(), shape.end(), [](int64_t size) { return size < 0; });
@@ -359,6 +467,7 @@ absl::Status Writer::Add(std::string name, DType dtype, Shape shape, std::string
     return invalid(absl::StrCat("expected ", num_bytes, " bytes for ", DTypeName(dtype), " ",
                                 ShapeString(shape), ", got ", bytes.size()));
   }
+  names_.insert(name);
   entries_.push_back({std::move(name), dtype, std::move(shape), std::move(bytes)});
   return absl::OkStatus();
 }

@@ -11,13 +11,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "nlohmann/json_fwd.hpp"
 
 namespace safetensors {
 
@@ -34,7 +34,12 @@ enum class DType : uint8_t {
   kF32,
   kU64,
   kI64,
-  kF64
+  kF64,
+  // Stored and checked; nothing here converts them.
+  kF8E4M3,
+  kF8E5M2,
+  kF8E8M0,
+  kC64,
 };
 
 // Bytes of one element.
@@ -48,24 +53,33 @@ using Shape = std::vector<int64_t>;
 // In a shape that is asked for: any size.
 inline constexpr int64_t kAnySize = -1;
 
-// "[2, 3]"; kAnySize is written as "*".
+// "[2, 3]"; kAnySize is written as "*". Only the first sizes of a long shape.
 std::string ShapeString(const Shape& shape);
 
-// A tensor of a File; lives as long as the file.
+// A name or value of a file for a message: shortened, and in printable ASCII.
+std::string Printable(const std::string& text);
+
+// A tensor of a File; lives as long as the file or a copy of it.
 struct Tensor {
   DType dtype = DType::kU8;
   Shape shape;
-  const std::byte* data = nullptr;
-  int64_t num_bytes = 0;
+  const std::byte* data = nullptr;  // at any address: the format does not align tensors
+  int64_t num_bytes = 0;            // fits dtype and shape
 };
 
-// A file in memory. Everything in it has been checked: a malformed file is INVALID_ARGUMENT with a
-// message that names the tensor and what is wrong with it. Immutable, so thread-safe; copies share
-// the bytes.
+// A file in memory. Everything but the numbers in the tensors has been checked: a malformed file is
+// INVALID_ARGUMENT with a message that names the tensor and what is wrong with it. Immutable, so
+// thread-safe; copies share the bytes.
 class File {
  public:
-  // NOT_FOUND for a file that cannot be opened.
+  // Maps the file: only the parts that are used are read, so it may be larger than memory. Nobody
+  // may shorten or rewrite it meanwhile: reading behind its new end raises SIGBUS. NOT_FOUND for a
+  // file that does not exist.
   static absl::StatusOr<File> Read(const std::string& path);
+
+  // A file whose bytes are in memory already and stay there as long as the result or a copy of it.
+  // `name` stands for it in messages.
+  static absl::StatusOr<File> Parse(absl::Span<const std::byte> bytes, std::string name);
 
   const std::string& name() const { return name_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
@@ -78,17 +92,19 @@ class File {
   absl::StatusOr<std::vector<float>> Floats(const std::string& name, const Shape& shape) const;
 
  private:
+  class HeaderReader;
+
   File() = default;
-  absl::Status ParseHeader(const std::string& header, int64_t data_bytes);
-  absl::Status ParseMetadata(const nlohmann::json& json);
-  absl::Status ParseTensor(const std::string& name, const nlohmann::json& json, int64_t data_bytes);
+  absl::Status ParseBytes(absl::Span<const std::byte> bytes);
+  absl::Status ParseHeader(absl::Span<const char> header, int64_t data_bytes);
   absl::Status CheckCoverage(int64_t data_bytes) const;
   absl::StatusOr<const Tensor*> Find(const std::string& name, const Shape& shape) const;
 
   std::string name_;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, Tensor> tensors_;
-  std::shared_ptr<std::byte> data_;  // aligned to 64 bytes
+  const std::byte* data_ = nullptr;      // the tensors' bytes
+  std::shared_ptr<const void> mapping_;  // keeps them mapped; null for Parse
 };
 
 // Collects tensors and writes them as one file.
@@ -117,6 +133,7 @@ class Writer {
 
   std::map<std::string, std::string> metadata_;
   std::vector<Entry> entries_;
+  std::set<std::string> names_;  // of the entries
 };
 
 }  // namespace safetensors

@@ -127,6 +127,11 @@ absl::Status HeadEvaluation::Check() const {
                    ": expected rows of a multiple of head_dim_k = ", head_.head_dim_k,
                    " elements, got ", head_.queries.row_elements);
   }
+  constexpr int64_t kGroupMax = 65536;  // of the engine
+  if (head_.queries.row_elements / head_.head_dim_k > kGroupMax) {
+    return Invalid(head_.queries.name, ": expected at most ", kGroupMax, " query heads, got ",
+                   head_.queries.row_elements / head_.head_dim_k);
+  }
   const auto num_queries = static_cast<int64_t>(head_.positions.size());
   if (num_queries < 1 || head_.queries.num_rows != num_queries) {
     return Invalid(head_.queries.name, ": expected one row for each of ", num_queries,

@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "tools/trace/trace_rows.h"
+#include "tools/trace/trace_head.h"
 
 namespace wavekv {
 

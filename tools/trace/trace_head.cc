@@ -1,4 +1,4 @@
-#include "tools/trace/trace_rows.h"
+#include "tools/trace/trace_head.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,11 +1,12 @@
-// Rows of a recorded tensor, wherever they lie.
-#ifndef WAVEKV_TOOLS_TRACE_TRACE_ROWS_H_
-#define WAVEKV_TOOLS_TRACE_TRACE_ROWS_H_
+// What was recorded of one head, wherever it lies.
+#ifndef WAVEKV_TOOLS_TRACE_TRACE_HEAD_H_
+#define WAVEKV_TOOLS_TRACE_TRACE_HEAD_H_
 
 #include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "wavekv/types.h"
 
 namespace wavekv {
@@ -20,6 +21,16 @@ struct RowsView {
   int64_t row_elements = 0;
 };
 
+// What was recorded of one head. Nothing is copied: all of it outlives the evaluation.
+struct TraceHead {
+  RowsView keys;           // [num_tokens, head_dim_k], after RoPE
+  RowsView values;         // [num_tokens, head_dim_v]
+  RowsView queries;        // [num_queries, group_size * head_dim_k], after RoPE, not scaled
+  int64_t head_dim_k = 0;  // at most 256, as is head_dim_v
+  absl::Span<const int32_t> positions;  // [num_queries], any order: query i sees keys 0..position
+  double softmax_scale = 0.0;
+};
+
 // Writes rows [first, first + count) as fp32, each divided into parts of part_elements elements
 // that are filled up with zeros to padded_elements. INVALID_ARGUMENT naming tensor and row when one
 // holds NaN or infinity. REQUIRES: the rows exist; part_elements divides row_elements and is at
@@ -29,4 +40,4 @@ absl::Status LoadRows(const RowsView& rows, int64_t first, int64_t count, int64_
 
 }  // namespace wavekv
 
-#endif  // WAVEKV_TOOLS_TRACE_TRACE_ROWS_H_
+#endif  // WAVEKV_TOOLS_TRACE_TRACE_HEAD_H_

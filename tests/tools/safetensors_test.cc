@@ -252,6 +252,43 @@ TEST(SafetensorsTest, MessagesStayShortAndPrintable) {
             400u);
 }
 
+TEST(SafetensorsTest, StreamedRowsAreAskedForOnceAndInOrder) {
+  constexpr int64_t kRows = 3000;  // more than are asked for at a time
+  constexpr int64_t kRowBytes = 4096;
+  Writer writer;
+  int64_t next = 0;
+  const auto rows = [&](int64_t first, int64_t count) {
+    EXPECT_EQ(first, next);
+    next = first + count;
+    std::string bytes;
+    for (int64_t row = first; row < next; ++row) bytes.append(kRowBytes, static_cast<char>(row));
+    return bytes;
+  };
+  ASSERT_TRUE(writer.AddStreamed("a", DType::kU8, {kRows, kRowBytes}, rows).ok());
+  ASSERT_TRUE(writer.AddInt32s("b", {1}, {7}).ok());
+  const std::string path = TemporaryFile("streamed");
+  ASSERT_TRUE(writer.Write(path).ok());
+  EXPECT_EQ(next, kRows);
+  const auto file = File::Read(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const Tensor& a = file->tensors().at("a");
+  for (int64_t row = 0; row < kRows; ++row) {
+    ASSERT_EQ(a.data[row * kRowBytes], static_cast<std::byte>(row)) << row;
+  }
+  EXPECT_THAT(*file->Int32s("b", {1}), ElementsAre(7));
+}
+
+TEST(SafetensorsTest, StreamedRowsOfAnotherSizeLeaveNoFile) {
+  Writer writer;
+  ASSERT_TRUE(
+      writer.AddStreamed("a", DType::kU8, {2, 3}, [](int64_t, int64_t) { return "xyz"; }).ok());
+  const std::string path = TemporaryFile("wrong_rows");
+  const absl::Status status = writer.Write(path);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("expected 6 bytes for 2 rows, got 3"));
+  EXPECT_FALSE(File::Read(path).ok());
+}
+
 TEST(SafetensorsTest, TheWriterRefusesWhatItCouldNotRead) {
   Writer writer;
   EXPECT_FALSE(writer.Add("", DType::kU8, {1}, "x").ok());

@@ -29,6 +29,7 @@ static_assert(std::endian::native == std::endian::little);
 constexpr int64_t kLengthBytes = 8;
 // The format's own limit: no real header comes near it, and a hostile one cannot exhaust memory.
 constexpr uint64_t kHeaderBytesMax = 100'000'000;
+constexpr int64_t kStreamBytes = 1 << 22;  // that a RowSource is asked for at a time, about
 constexpr char kMetadataKey[] = "__metadata__";
 
 struct DTypeInfo {
@@ -451,7 +452,7 @@ void Writer::SetMetadata(std::string key, std::string value) {
   metadata_[std::move(key)] = std::move(value);
 }
 
-absl::Status Writer::Add(std::string name, DType dtype, Shape shape, std::string bytes) {
+absl::StatusOr<Writer::Entry*> Writer::AddEntry(std::string name, DType dtype, Shape shape) {
   const auto invalid = [&](absl::string_view what) {
     return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': ", what));
   };
@@ -463,12 +464,54 @@ absl::Status Writer::Add(std::string name, DType dtype, Shape shape, std::string
   if (negative || !ByteSize(dtype, shape, &num_bytes)) {
     return invalid(absl::StrCat("shape ", ShapeString(shape), " is out of range"));
   }
-  if (static_cast<int64_t>(bytes.size()) != num_bytes) {
-    return invalid(absl::StrCat("expected ", num_bytes, " bytes for ", DTypeName(dtype), " ",
-                                ShapeString(shape), ", got ", bytes.size()));
-  }
   names_.insert(name);
-  entries_.push_back({std::move(name), dtype, std::move(shape), std::move(bytes)});
+  entries_.push_back({std::move(name), dtype, std::move(shape), num_bytes, {}, nullptr});
+  return &entries_.back();
+}
+
+absl::Status Writer::Add(std::string name, DType dtype, Shape shape, std::string bytes) {
+  const absl::StatusOr<Entry*> entry = AddEntry(std::move(name), dtype, std::move(shape));
+  if (!entry.ok()) return entry.status();
+  if (static_cast<int64_t>(bytes.size()) != (*entry)->num_bytes) {
+    const absl::Status status = absl::InvalidArgumentError(
+        absl::StrCat("tensor '", (*entry)->name, "': expected ", (*entry)->num_bytes, " bytes for ",
+                     DTypeName(dtype), " ", ShapeString((*entry)->shape), ", got ", bytes.size()));
+    names_.erase((*entry)->name);
+    entries_.pop_back();
+    return status;
+  }
+  (*entry)->bytes = std::move(bytes);
+  return absl::OkStatus();
+}
+
+absl::Status Writer::AddStreamed(std::string name, DType dtype, Shape shape, RowSource rows) {
+  const absl::StatusOr<Entry*> entry = AddEntry(std::move(name), dtype, std::move(shape));
+  if (!entry.ok()) return entry.status();
+  (*entry)->rows = std::move(rows);
+  return absl::OkStatus();
+}
+
+absl::Status Writer::WriteTensor(const Entry& entry, std::FILE* file) {
+  const auto write = [&](const std::string& bytes) {
+    return std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+  };
+  if (entry.rows == nullptr) {
+    return write(entry.bytes) ? absl::OkStatus() : ErrnoError(entry.name, "write");
+  }
+  const int64_t num_rows = entry.shape.empty() ? 1 : entry.shape[0];
+  if (num_rows == 0) return absl::OkStatus();
+  const int64_t row_bytes = entry.num_bytes / num_rows;
+  const int64_t run = std::max<int64_t>(1, kStreamBytes / std::max<int64_t>(1, row_bytes));
+  for (int64_t row = 0; row < num_rows; row += run) {
+    const int64_t count = std::min(run, num_rows - row);
+    const std::string bytes = entry.rows(row, count);
+    if (static_cast<int64_t>(bytes.size()) != count * row_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat("tensor '", entry.name, "': expected ",
+                                                     count * row_bytes, " bytes for ", count,
+                                                     " rows, got ", bytes.size()));
+    }
+    if (!write(bytes)) return ErrnoError(entry.name, "write");
+  }
   return absl::OkStatus();
 }
 
@@ -498,7 +541,7 @@ absl::Status Writer::Write(const std::string& path) const {
   if (!metadata_.empty()) header[kMetadataKey] = metadata_;
   int64_t offset = 0;
   for (const Entry* entry : order) {
-    const auto end = offset + static_cast<int64_t>(entry->bytes.size());
+    const int64_t end = offset + entry->num_bytes;
     header[entry->name] = {{"dtype", DTypeName(entry->dtype)},
                            {"shape", entry->shape},
                            {"data_offsets", {offset, end}}};
@@ -512,15 +555,19 @@ absl::Status Writer::Write(const std::string& path) const {
   const std::string temporary = absl::StrCat(path, ".partial");
   OpenFile output(std::fopen(temporary.c_str(), "wb"));
   if (output == nullptr) return ErrnoError(temporary, "create");
-  bool written = std::fwrite(&header_bytes, kLengthBytes, 1, output.get()) == 1 &&
-                 std::fwrite(text.data(), 1, text.size(), output.get()) == text.size();
-  for (const Entry* entry : order) {
-    written = written && std::fwrite(entry->bytes.data(), 1, entry->bytes.size(), output.get()) ==
-                             entry->bytes.size();
+  absl::Status status = absl::OkStatus();
+  if (std::fwrite(&header_bytes, kLengthBytes, 1, output.get()) != 1 ||
+      std::fwrite(text.data(), 1, text.size(), output.get()) != text.size()) {
+    status = ErrnoError(temporary, "write");
   }
-  written = std::fclose(output.release()) == 0 && written;
-  if (!written || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    const absl::Status status = ErrnoError(path, "write");
+  for (const Entry* entry : order) {
+    if (status.ok()) status = WriteTensor(*entry, output.get());
+  }
+  const bool closed = std::fclose(output.release()) == 0;
+  if (status.ok() && (!closed || std::rename(temporary.c_str(), path.c_str()) != 0)) {
+    status = ErrnoError(path, "write");
+  }
+  if (!status.ok()) {
     std::remove(temporary.c_str());
     return status;
   }

@@ -9,6 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -120,6 +122,11 @@ class Writer {
   // Stored as F16, rounded to nearest even.
   absl::Status AddHalves(std::string name, Shape shape, absl::Span<const float> values);
 
+  // A tensor that is too large to hold: rows(first, count) gives the bytes of that run of its first
+  // dimension while the file is written, called once for every row, in order.
+  using RowSource = std::function<std::string(int64_t first, int64_t count)>;
+  absl::Status AddStreamed(std::string name, DType dtype, Shape shape, RowSource rows);
+
   // Replaces `path` as a whole or leaves it alone. Tensors are aligned to their element size.
   absl::Status Write(const std::string& path) const;
 
@@ -128,8 +135,13 @@ class Writer {
     std::string name;
     DType dtype;
     Shape shape;
+    int64_t num_bytes;
     std::string bytes;
+    RowSource rows;  // in place of bytes
   };
+
+  absl::StatusOr<Entry*> AddEntry(std::string name, DType dtype, Shape shape);
+  static absl::Status WriteTensor(const Entry& entry, std::FILE* file);
 
   std::map<std::string, std::string> metadata_;
   std::vector<Entry> entries_;

@@ -1,0 +1,172 @@
+#include "tools/trace/eval_report.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tools/trace/eval_arguments.h"
+
+namespace wavekv {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Pair;
+
+absl::StatusOr<EvalArguments> Parse(std::vector<const char*> words) {
+  words.insert(words.begin(), "wavekv-trace-eval");
+  words.push_back(nullptr);
+  return ParseEvalArguments(static_cast<int>(words.size()) - 1, words.data());
+}
+
+TEST(EvalArgumentsTest, DefaultsAreTheEngines) {
+  const auto arguments = Parse({"a.safetensors", "b.safetensors"});
+  ASSERT_TRUE(arguments.ok()) << arguments.status();
+  EXPECT_THAT(arguments->files, ElementsAre("a.safetensors", "b.safetensors"));
+  ASSERT_EQ(arguments->eval.budgets.size(), 1u);
+  EXPECT_EQ(arguments->eval.budgets[0].retrieval.ratio(), AttendOptions().retrieval.ratio());
+  EXPECT_EQ(arguments->eval.budgets[0].mass, AttendOptions().mass);
+  EXPECT_THAT(arguments->eval.recall_ks, ElementsAre(100));
+  EXPECT_FALSE(arguments->eval.grow);
+  EXPECT_FALSE(arguments->eval.kv_dtype.has_value());
+}
+
+TEST(EvalArgumentsTest, ReadsEveryOption) {
+  const auto arguments = Parse({"--retrieval",
+                                "1%,512t",
+                                "f",
+                                "--estimation=0,1",
+                                "--mass",
+                                "lower-bound",
+                                "--k",
+                                "10,1000",
+                                "--scale",
+                                "2",
+                                "--query-type",
+                                "decode",
+                                "--layers",
+                                "0,4-7",
+                                "--heads",
+                                "1",
+                                "--kv-dtype",
+                                "fp16",
+                                "--statistics-dtype",
+                                "bf16",
+                                "--grow",
+                                "--threads",
+                                "3",
+                                "--csv"});
+  ASSERT_TRUE(arguments.ok()) << arguments.status();
+  ASSERT_EQ(arguments->eval.budgets.size(), 4u);
+  EXPECT_DOUBLE_EQ(arguments->eval.budgets[1].retrieval.ratio(), 0.01);
+  EXPECT_EQ(arguments->eval.budgets[1].estimation.ratio(), 1.0);
+  EXPECT_EQ(arguments->eval.budgets[2].retrieval.tokens(), 512);
+  EXPECT_EQ(arguments->eval.budgets[2].mass, MassEstimate::kLowerBound);
+  EXPECT_THAT(arguments->eval.recall_ks, ElementsAre(10, 1000));
+  EXPECT_EQ(arguments->eval.scale_factor, 2.0);
+  EXPECT_EQ(arguments->query_type, "decode");
+  EXPECT_THAT(arguments->layers, ElementsAre(Pair(0, 0), Pair(4, 7)));
+  EXPECT_THAT(arguments->kv_heads, ElementsAre(Pair(1, 1)));
+  EXPECT_EQ(arguments->eval.kv_dtype, DType::kFloat16);
+  EXPECT_EQ(arguments->eval.index.statistics_dtype, DType::kBFloat16);
+  EXPECT_TRUE(arguments->eval.grow);
+  EXPECT_EQ(arguments->eval.num_threads, 3);
+  EXPECT_EQ(arguments->format, EvalArguments::Format::kCsv);
+}
+
+TEST(EvalArgumentsTest, JsonAlwaysHasTheDefaultsAndRecall100) {
+  const auto arguments = Parse({"f", "--json", "--retrieval", "0.5,0.018", "--k", "5"});
+  ASSERT_TRUE(arguments.ok()) << arguments.status();
+  EXPECT_EQ(arguments->eval.budgets.size(), 2u);
+  EXPECT_EQ(arguments->default_budget, 1u);
+  EXPECT_THAT(arguments->eval.recall_ks, ElementsAre(5, 100));
+  const auto without = Parse({"f", "--json", "--mass", "lower-bound"});
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_EQ(without->eval.budgets.size(), 2u);
+  EXPECT_EQ(without->eval.budgets[without->default_budget].mass, MassEstimate::kSecondOrder);
+}
+
+TEST(EvalArgumentsTest, BadOptionsAreNamed) {
+  const std::vector<std::pair<std::vector<const char*>, const char*>> cases = {
+      {{}, "expected at least one trace file"},
+      {{"f", "--budget", "1"}, "cannot understand the option --budget"},
+      {{"f", "-x"}, "cannot understand the option -x"},
+      {{"f", "--k"}, "--k: expected a value"},
+      {{"f", "--retrieval", "1.1"}, "--retrieval: expected shares from 0 to 1"},
+      {{"f", "--retrieval", "0.1,"}, "--retrieval: expected shares from 0 to 1"},
+      {{"f", "--retrieval", "nan"}, "got 'nan'"},
+      {{"f", "--estimation", "-1t"}, "--estimation: expected a number of tokens such as 512t"},
+      {{"f", "--mass", "best"}, "--mass: expected second-order or lower-bound, got 'best'"},
+      {{"f", "--k", "0"}, "--k: expected numbers >= 1, got '0'"},
+      {{"f", "--scale", "0"}, "--scale: expected a factor > 0, got '0'"},
+      {{"f", "--scale", "inf"}, "--scale: expected a factor > 0, got 'inf'"},
+      {{"f", "--layers", "3-1"}, "--layers: expected numbers and ranges such as 0,4-7, got '3-1'"},
+      {{"f", "--heads", "a"}, "--heads: expected numbers and ranges"},
+      {{"f", "--kv-dtype", "fp8"}, "--kv-dtype: expected fp32, fp16 or bf16, got 'fp8'"},
+      {{"f", "--statistics-dtype", ""}, "--statistics-dtype: expected fp32, fp16 or bf16, got ''"},
+      {{"f", "--threads", "-1"}, "--threads: expected an integer from 0 to 1024, got '-1'"},
+      {{"f", "--csv", "--json"}, "expected one of --csv and --json"},
+  };
+  for (const auto& [words, message] : cases) {
+    const absl::Status status = Parse(words).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << message;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(message));
+  }
+}
+
+// Two heads of one file, one budget.
+EvalReport Report() {
+  TraceSummary summary;
+  summary.num_samples = 4;
+  summary.rel_err_mean = 0.25;
+  summary.rel_err_p95 = 0.5;
+  summary.recalls = {0.75};
+  summary.mass = 0.875;
+  summary.tokens_exact = 10.0;
+  summary.bytes_ratio = 0.125;
+  EvalReport report;
+  report.rows = {{"a,b.safetensors", 0, 0, 0, summary}, {"a,b.safetensors", 3, 1, 0, summary}};
+  report.budgets = {summary};
+  return report;
+}
+
+TEST(EvalReportTest, JsonHasRowsBudgetsAndOverall) {
+  const auto arguments = Parse({"a,b.safetensors", "--json"});
+  ASSERT_TRUE(arguments.ok()) << arguments.status();
+  const auto json = nlohmann::json::parse(FormatReport(*arguments, Report()));
+  EXPECT_EQ(json["rows"].size(), 2u);
+  EXPECT_EQ(json["rows"][1]["layer"], 3);
+  EXPECT_EQ(json["rows"][1]["kv_head"], 1);
+  EXPECT_EQ(json["rows"][1]["file"], "a,b.safetensors");
+  EXPECT_EQ(json["budgets"].size(), 1u);
+  for (const char* key : {"rel_err_mean", "rel_err_p95", "rel_err_p99", "bytes_ratio",
+                          "exact_tokens_ratio", "recall100", "mass"}) {
+    EXPECT_TRUE(json["overall"][key].is_number()) << key;
+  }
+  EXPECT_EQ(json["overall"]["rel_err_mean"], 0.25);
+  EXPECT_EQ(json["overall"]["retrieval"], 0.018);
+}
+
+TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
+  const auto arguments = Parse({"a,b.safetensors", "--csv"});
+  ASSERT_TRUE(arguments.ok()) << arguments.status();
+  const std::string text = FormatReport(*arguments, Report());
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4);
+  EXPECT_THAT(text, HasSubstr("\n\"a,b.safetensors\",3,1,0.018,0.232,second-order,4,0.25,0.5,"));
+  EXPECT_THAT(text, HasSubstr("\noverall,all,all,"));
+}
+
+TEST(EvalReportTest, TheTableNamesFileHeadsAndColumns) {
+  const auto arguments = Parse({"a,b.safetensors"});
+  ASSERT_TRUE(arguments.ok()) << arguments.status();
+  const std::string text = FormatReport(*arguments, Report());
+  EXPECT_THAT(text, HasSubstr("a,b.safetensors\n"));
+  EXPECT_THAT(text, HasSubstr("recall@100"));
+  EXPECT_THAT(text, HasSubstr("overall, 4 samples"));
+  EXPECT_THAT(text, HasSubstr("\n  all  all     0.018      0.232     0.7500"));
+}
+
+}  // namespace
+}  // namespace wavekv

@@ -57,6 +57,14 @@ bool BuildQueue::WaitUntil(absl::FunctionRef<bool()> done, absl::Time deadline) 
   return built_.wait_until(lock, until, [&] { return done(); });
 }
 
+void BuildQueue::SetPaused(bool paused) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    paused_ = paused;
+  }
+  work_.notify_all();
+}
+
 int64_t BuildQueue::segments_pending() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return static_cast<int64_t>(jobs_.size()) + running_;
@@ -68,7 +76,7 @@ void BuildQueue::RunThread() {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(inline_executor.get());
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
-    work_.wait(lock, [this] { return stop_ || !jobs_.empty(); });
+    work_.wait(lock, [this] { return stop_ || (!paused_ && !jobs_.empty()); });
     if (stop_) return;
     Job job = std::move(jobs_.front());
     jobs_.pop_front();

@@ -44,6 +44,9 @@ class BuildQueue {
   // Evaluates done() now and after every build; false when the deadline came first.
   bool WaitUntil(absl::FunctionRef<bool()> done, absl::Time deadline);
 
+  // For tests. No build begins while paused; those that have begun end as ever.
+  void SetPaused(bool paused);
+
   int64_t segments_pending() const;
   int64_t segments_sealed() const { return live_->load(); }
   int64_t segments_sealed_total() const { return sealed_total_.load(); }
@@ -80,6 +83,7 @@ class BuildQueue {
   std::deque<Job> jobs_;
   int64_t running_ = 0;
   bool stop_ = false;
+  bool paused_ = false;
 
   std::vector<std::thread> threads_;
 };

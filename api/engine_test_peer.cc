@@ -13,4 +13,19 @@ bool EngineTestPeer::FreeBytesAreZero(const Engine& engine) {
   return engine.impl_->context->arena->FreeBlocksAreZero();
 }
 
+void EngineTestPeer::PauseBuilds(Engine& engine, bool paused) {
+  engine.impl_->builds->SetPaused(paused);
+}
+
+std::vector<std::pair<int64_t, int64_t>> EngineTestPeer::SealedRuns(const Sequence& sequence,
+                                                                    int layer) {
+  std::vector<std::pair<int64_t, int64_t>> runs;
+  const auto stored = Engine::Stored({&sequence, 1});
+  for (const auto& segment : stored[0]->layer(layer).Snapshot().segments) {
+    if (segment->state() != Segment::State::kSealed) continue;
+    runs.emplace_back(segment->begin(), segment->end());
+  }
+  return runs;
+}
+
 }  // namespace wavekv

@@ -3,7 +3,10 @@
 #define WAVEKV_API_ENGINE_TEST_PEER_H_
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "wavekv/engine.h"
 
 namespace wavekv {
@@ -17,6 +20,19 @@ class EngineTestPeer {
 
   // Whether every byte of the arena that nobody owns is zero. Reads the whole of it.
   static bool FreeBytesAreZero(const Engine& engine);
+
+  // No build begins while paused; those that have begun end as ever. For tests whose outcome must
+  // not depend on when a build thread runs.
+  static void PauseBuilds(Engine& engine, bool paused);
+
+  // [begin, end) of the sequence's sealed segments in this layer, in position order.
+  static std::vector<std::pair<int64_t, int64_t>> SealedRuns(const Sequence& sequence, int layer);
+
+  // INTERNAL naming the first invariant of the storage that does not hold: positions without gaps,
+  // sealed segments that hold each of their positions once, every extent charged once and to the
+  // tenant that holds it, sums that agree with the accounts, the arena and the statistics.
+  // REQUIRES: no call and no build runs.
+  static absl::Status Audit(const Engine& engine);
 };
 
 }  // namespace wavekv

@@ -100,7 +100,8 @@ struct AttendOptions {
   // counts with its own estimated mass either way.
   Budget estimation = Budget::Ratio(0.232);
   // kSecondOrder errs a third less on real keys (docs/wave_index.md); with kLowerBound every
-  // estimated mass, and so the log-sum-exp returned, is a lower bound of the true one.
+  // estimated mass, and so the log-sum-exp returned, is a lower bound of the true one, up to the
+  // rounding of the stored centroids where statistics_dtype has 16 bits.
   MassEstimate mass = MassEstimate::kSecondOrder;
   LseBase lse_base = LseBase::kE;
   // Row r of the n rows of a sequence sees all but its last n - 1 - r tokens; false: all tokens.

@@ -2,7 +2,11 @@
 #ifndef WAVEKV_TESTS_TESTING_MODEL_SEQUENCE_H_
 #define WAVEKV_TESTS_TESTING_MODEL_SEQUENCE_H_
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "tests/testing/naive_attention.h"
@@ -32,6 +36,46 @@ class ModelSequence {
       keys_[layer].resize(length * model_.num_kv_heads * model_.head_dim_k);
       values_[layer].resize(length * model_.num_kv_heads * model_.head_dim_v);
     }
+  }
+
+  // Tokens that every layer has.
+  int64_t length() const {
+    int64_t shortest = length(0);
+    for (int layer = 1; layer < model_.num_layers; ++layer) {
+      shortest = std::min(shortest, length(layer));
+    }
+    return shortest;
+  }
+
+  // The least and the greatest of feature d of the values before position `end`; zeros if none.
+  std::pair<float, float> ValueRange(int layer, int kv_head, int64_t d, int64_t end) const {
+    std::pair<float, float> range = {0.0f, 0.0f};
+    for (int64_t token = 0; token < std::min(end, length(layer)); ++token) {
+      const float value =
+          values_[layer][(token * model_.num_kv_heads + kv_head) * model_.head_dim_v + d];
+      if (token == 0) range = {value, value};
+      range = {std::min(range.first, value), std::max(range.second, value)};
+    }
+    return range;
+  }
+
+  // The softmax weights that one query, a row of one head, gives the positions before `end`.
+  std::vector<double> Weights(int layer, int q_head, const float* query, int64_t end) const {
+    const int kv_head = q_head / model_.gqa_group_size();
+    std::vector<double> weights(std::min(end, length(layer)));
+    double max = -std::numeric_limits<double>::infinity();
+    for (size_t token = 0; token < weights.size(); ++token) {
+      const float* key =
+          keys_[layer].data() + (token * model_.num_kv_heads + kv_head) * model_.head_dim_k;
+      double dot = 0.0;
+      for (int d = 0; d < model_.head_dim_k; ++d) dot += static_cast<double>(query[d]) * key[d];
+      weights[token] = dot * model_.scale();
+      max = std::max(max, weights[token]);
+    }
+    double sum = 0.0;
+    for (double& weight : weights) sum += weight = std::exp(weight - max);
+    for (double& weight : weights) weight /= sum;
+    return weights;
   }
 
   // The state of query rows [num_rows, num_q_heads, head_dim_k] at the end of the sequence, in the

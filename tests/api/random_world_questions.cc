@@ -1,0 +1,253 @@
+#include "tests/api/random_world_questions.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <set>
+
+#include "fmt/format.h"
+#include "storage/status_macros.h"
+#include "tests/api/random_world_tensors.h"
+
+namespace wavekv::testing {
+namespace {
+
+// fp32 arithmetic against double, over at most some thousand tokens.
+constexpr double kTolerance = 2e-4;
+
+template <typename... Args>
+absl::Status Differs(fmt::format_string<Args...> format, Args&&... args) {
+  return absl::InternalError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+double RoundingOf(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 0.0;
+    case DType::kFloat16:
+      return 0x1p-11;
+    case DType::kBFloat16:
+      return 0x1p-8;
+  }
+  return 0.0;
+}
+
+int64_t VisibleEnd(const Question& question, int64_t length, int64_t row, int64_t num_rows) {
+  if (!question.options.causal) return length;
+  return std::max<int64_t>(0, length - num_rows + 1 + row);
+}
+
+Budget DrawBudget(Random& random) {
+  switch (random.Integer(0, 3)) {
+    case 0:
+      return Budget::Tokens(random.Integer(0, 300));
+    case 1:
+      return Budget::Ratio(0.0);
+    default:
+      return Budget::Ratio(0.01 * static_cast<double>(random.Integer(0, 99)));
+  }
+}
+
+// Output `at` of a row that was answered at least in part by estimation.
+absl::Status CheckEstimated(float got, double min, double max, double tolerance, size_t at) {
+  if (std::isfinite(got) && got >= min - tolerance && got <= max + tolerance) {
+    return absl::OkStatus();
+  }
+  return Differs("estimated output[{}] = {} lies outside the values [{}, {}] it averages", at, got,
+                 min, max);
+}
+
+}  // namespace
+
+Question DrawQuestion(Random& random, const ModelSpec& model, int64_t num_sequences) {
+  Question question;
+  question.layer = static_cast<int>(random.Integer(0, model.num_layers - 1));
+  question.cu_seqlens = {0};
+  const int64_t rows_max = random.Integer(0, 5) == 0 ? 12 : 1;
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    const int64_t rows = rows_max == 1 ? 1 : random.Integer(0, rows_max);
+    question.cu_seqlens.push_back(question.cu_seqlens.back() + static_cast<int32_t>(rows));
+  }
+  question.queries = DrawRows(random, question.num_rows(), model.num_q_heads, model.head_dim_k);
+  AttendOptions& options = question.options;
+  options.lse_base = random.Integer(0, 3) == 0 ? LseBase::k2 : LseBase::kE;
+  options.causal = random.Integer(0, 3) > 0;
+  if (random.Integer(0, 1) == 0) {
+    options.retrieval = Budget::All();
+  } else {
+    options.retrieval = DrawBudget(random);
+    options.estimation = random.Integer(0, 3) == 0 ? Budget::All() : DrawBudget(random);
+    if (random.Integer(0, 1) == 0) options.mass = MassEstimate::kLowerBound;
+  }
+  return question;
+}
+
+std::string ToString(const Question& question) {
+  const auto budget = [](const Budget& b) {
+    return b.is_ratio() ? fmt::format("{}", b.ratio()) : fmt::format("{} tokens", b.tokens());
+  };
+  return fmt::format("layer {} rows {} retrieval {} estimation {} mass {} causal {}",
+                     question.layer, question.num_rows(), budget(question.options.retrieval),
+                     budget(question.options.estimation), static_cast<int>(question.options.mass),
+                     question.options.causal);
+}
+
+absl::StatusOr<Answer> Ask(Engine& engine, Random& random, absl::Span<const Sequence> sequences,
+                           const Question& question) {
+  const ModelSpec& model = engine.options().model;
+  const int64_t rows = question.num_rows();
+  // Queries that do not need rounding would hide nothing, so they are given in fp32 alone.
+  const TensorView queries = TensorView::Dense(question.queries.data(), DType::kFloat32, rows,
+                                               model.num_q_heads, model.head_dim_k);
+  CallerTensor output(random, rows, model.num_q_heads, model.head_dim_v);
+  const bool wants_lse = random.Integer(0, 4) > 0;
+  const bool heads_first = random.Integer(0, 1) == 0;
+  std::vector<float> lse(rows * model.num_q_heads, std::numeric_limits<float>::quiet_NaN());
+  LseView lse_view;
+  if (wants_lse) {
+    lse_view = LseView::Dense(lse.data(), rows, model.num_q_heads);
+    if (heads_first) std::tie(lse_view.row_stride, lse_view.head_stride) = std::pair{1, rows};
+  }
+  WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
+                          engine.MakePlan({sequences, question.cu_seqlens}, question.options));
+  const auto stats = engine.Attend(plan, question.layer, queries, output.mutable_view(), lse_view);
+  if (!stats.ok()) return stats.status();
+  if (!output.FillerIsIntact()) return Differs("Attend wrote beside the output");
+
+  Answer answer;
+  answer.stats = *stats;
+  answer.output = output.Read();
+  answer.output_dtype = output.view().dtype;
+  if (wants_lse) {
+    const double to_e = question.options.lse_base == LseBase::k2 ? std::log(2.0) : 1.0;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t head = 0; head < model.num_q_heads; ++head) {
+        answer.lse.push_back(static_cast<float>(
+            to_e * lse[row * lse_view.row_stride + head * lse_view.head_stride]));
+      }
+    }
+  }
+  return answer;
+}
+
+absl::Status CheckAnswer(const Question& question, const Answer& answer,
+                         const EngineOptions& options,
+                         const std::vector<const ModelSequence*>& models) {
+  const ModelSpec& model = options.model;
+  // Rounded centroids shift logits by some 2^-9 of their size, which is tens at most.
+  const double bound_slack = kTolerance + 40.0 * RoundingOf(options.index.statistics_dtype);
+  const int64_t dim = model.head_dim_v;
+  const int64_t query_row = static_cast<int64_t>(model.num_q_heads) * model.head_dim_k;
+  const bool exact = question.is_exact() || answer.stats.tokens_estimated == 0;
+  const bool bounded = question.options.mass == MassEstimate::kLowerBound;
+  const double rounding = RoundingOf(answer.output_dtype);
+  int64_t visible = 0;
+  for (size_t i = 0; i < models.size(); ++i) {
+    const int64_t first = question.cu_seqlens[i];
+    const int64_t rows = question.cu_seqlens[i + 1] - first;
+    const int64_t length = models[i]->length(question.layer);
+    const std::vector<float> queries(question.queries.begin() + first * query_row,
+                                     question.queries.begin() + (first + rows) * query_row);
+    const NaiveAttentionState want =
+        models[i]->Attend(question.layer, queries, rows, question.options.causal);
+    for (int64_t row = 0; row < rows; ++row) {
+      visible += VisibleEnd(question, length, row, rows) * model.num_kv_heads;
+    }
+    const int64_t first_state = first * model.num_q_heads;
+    for (int64_t s = 0; s < rows * model.num_q_heads; ++s) {
+      const size_t at = first_state + s;
+      if (!answer.lse.empty()) {
+        const double got = answer.lse[at];
+        const double off = got - want.lse[s];
+        const bool good = std::isinf(want.lse[s]) ? got == want.lse[s]
+                          : exact                 ? std::abs(off) <= kTolerance
+                          : bounded               ? off <= bound_slack && std::isfinite(got)
+                                                  : std::isfinite(got);
+        if (!good) return Differs("lse[{}] = {}, expected {}", at, got, want.lse[s]);
+      }
+      const int64_t row = s / model.num_q_heads;
+      const int kv_head = static_cast<int>(s % model.num_q_heads) / model.gqa_group_size();
+      for (int64_t d = 0; d < dim; ++d) {
+        const double value = want.output[s * dim + d];
+        const float got = answer.output[at * dim + d];
+        if (exact) {
+          const double tolerance = kTolerance + rounding * std::abs(value);
+          if (std::abs(got - value) <= tolerance) continue;
+          return Differs("output[{}] = {}, expected {} (row {} of sequence {} of length {})",
+                         at * dim + d, got, value, row, i, length);
+        }
+        const auto [min, max] = models[i]->ValueRange(question.layer, kv_head, d,
+                                                      VisibleEnd(question, length, row, rows));
+        // Means are stored, and leftovers subtracted, with the rounding of the statistics.
+        const double tolerance = 0.02 * (max - min) + 0.02 * std::max(-min, max) + 1e-3;
+        WAVEKV_RETURN_IF_ERROR(CheckEstimated(got, min, max, tolerance, at * dim + d));
+      }
+    }
+  }
+  const AttendStats& stats = answer.stats;
+  if (stats.rows != question.num_rows() || stats.tokens_visible != visible) {
+    return Differs("stats: {} rows and {} visible tokens, expected {} and {}", stats.rows,
+                   stats.tokens_visible, question.num_rows(), visible);
+  }
+  if (stats.tokens_exact + stats.tokens_estimated != stats.tokens_visible ||
+      stats.tokens_retrieved > stats.tokens_exact) {
+    return Differs("stats: {} exact ({} retrieved) and {} estimated tokens do not make {} visible",
+                   stats.tokens_exact, stats.tokens_retrieved, stats.tokens_estimated,
+                   stats.tokens_visible);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRetrieved(const Question& question, const std::vector<RetrievedTokens>& retrieved,
+                            const ModelSpec& model, const std::vector<const ModelSequence*>& models,
+                            const SealedRuns& sealed) {
+  if (retrieved.size() != static_cast<size_t>(question.num_rows() * model.num_kv_heads)) {
+    return Differs("retrieved {} elements, expected {} rows x {} kv heads", retrieved.size(),
+                   question.num_rows(), model.num_kv_heads);
+  }
+  for (size_t i = 0; i < models.size(); ++i) {
+    const int64_t first = question.cu_seqlens[i];
+    const int64_t rows = question.cu_seqlens[i + 1] - first;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t end = VisibleEnd(question, models[i]->length(question.layer), row, rows);
+      int64_t num_sealed = 0;
+      for (const auto& [run_begin, run_end] : sealed[i]) {
+        if (run_end <= end) num_sealed += run_end - run_begin;
+      }
+      const int64_t budget = question.options.retrieval.Resolve(num_sealed);
+      for (int64_t head = 0; head < model.num_kv_heads; ++head) {
+        const RetrievedTokens& tokens = retrieved[(first + row) * model.num_kv_heads + head];
+        int64_t num_tokens = 0;
+        for (size_t c = 0; c < tokens.clusters.size(); ++c) {
+          if (num_tokens >= budget) {
+            return Differs("cluster {} was retrieved beyond the budget of {} tokens", c, budget);
+          }
+          if (c > 0 && tokens.clusters[c].probability > tokens.clusters[c - 1].probability) {
+            return Differs("cluster {} is better than the one before it", c);
+          }
+          num_tokens += tokens.clusters[c].num_tokens;
+        }
+        if (num_tokens < budget) {
+          return Differs("retrieved {} tokens of a budget of {}", num_tokens, budget);
+        }
+        std::set<int64_t> seen;
+        for (const int64_t position : tokens.positions) {
+          const bool is_sealed =
+              std::any_of(sealed[i].begin(), sealed[i].end(), [&](const auto& run) {
+                return position >= run.first && position < run.second && run.second <= end;
+              });
+          if (!is_sealed)
+            return Differs("position {} is not in a visible sealed segment", position);
+          if (!seen.insert(position).second) return Differs("position {} came twice", position);
+        }
+        if (static_cast<int64_t>(seen.size()) != num_tokens) {
+          return Differs("{} positions of clusters with {} tokens", seen.size(), num_tokens);
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace wavekv::testing

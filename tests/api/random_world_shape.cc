@@ -1,0 +1,70 @@
+#include "tests/api/random_world_shape.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "fmt/format.h"
+#include "tests/testing/random.h"
+
+namespace wavekv::testing {
+namespace {
+
+template <typename T, size_t kCount>
+T OneOf(Random& random, const T (&choices)[kCount]) {
+  return choices[random.Integer(0, static_cast<int64_t>(kCount) - 1)];
+}
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+
+}  // namespace
+
+WorldShape DrawShape(uint64_t seed) {
+  Random random(seed);
+  WorldShape shape;
+  ModelSpec& model = shape.options.model;
+  model.num_layers = static_cast<int>(random.Integer(1, 3));
+  model.num_kv_heads = static_cast<int>(random.Integer(1, 3));
+  model.num_q_heads = model.num_kv_heads * OneOf(random, {1, 1, 2, 4});
+  model.head_dim_k = OneOf(random, {8, 16, 16, 24, 40});
+  model.head_dim_v = OneOf(random, {8, 8, 16, 24});
+  model.kv_dtype = OneOf(random, kDTypes);
+  if (random.Integer(0, 4) == 0) model.softmax_scale = 0.5f;
+
+  IndexOptions& index = shape.options.index;
+  index.segment_tokens = OneOf<int64_t>(random, {64, 128, 256, 384});
+  index.update_tokens = random.Integer(0, 1) == 0 ? 64 : index.segment_tokens;
+  index.tokens_per_cluster = OneOf(random, {1, 4, 16, 16, 50});
+  index.cluster_tokens_max =
+      index.tokens_per_cluster * static_cast<int>(OneOf<int64_t>(random, {1, 2, 4}));
+  index.kmeans_iterations = static_cast<int>(random.Integer(0, 3));
+  index.sink_tokens = OneOf<int64_t>(random, {0, 1, 4, 4, 70});
+  index.window_tokens = OneOf<int64_t>(random, {0, 1, 16, 64, 100});
+  index.statistics_dtype = OneOf(random, kDTypes);
+  index.seed = seed;
+
+  shape.options.worker_threads = static_cast<int>(random.Integer(1, 3));
+  shape.options.build_threads = 1;
+  shape.num_tenants = static_cast<int>(random.Integer(2, 4));
+
+  // Room for a third of what the sequences may grow to, in blocks.
+  const int64_t chunk_bytes = std::max<int64_t>(4096, 64 * model.token_bytes());
+  shape.options.arena_bytes =
+      shape.num_sequences_max * model.num_layers * (shape.length_max / 64 + 2) * chunk_bytes / 3;
+  return shape;
+}
+
+std::string ToString(const WorldShape& shape) {
+  const EngineOptions& options = shape.options;
+  const ModelSpec& model = options.model;
+  const IndexOptions& index = options.index;
+  return fmt::format(
+      "layers {} q_heads {} kv_heads {} head_dim {}/{} {} scale {} segment {} update {} cluster "
+      "{}..{} iterations {} sink {} window {} statistics {} arena {} threads {}+{} tenants {}",
+      model.num_layers, model.num_q_heads, model.num_kv_heads, model.head_dim_k, model.head_dim_v,
+      DTypeName(model.kv_dtype), model.softmax_scale, index.segment_tokens, index.update_tokens,
+      index.tokens_per_cluster, index.cluster_tokens_max, index.kmeans_iterations,
+      index.sink_tokens, index.window_tokens, DTypeName(index.statistics_dtype),
+      options.arena_bytes, options.worker_threads, options.build_threads, shape.num_tenants);
+}
+
+}  // namespace wavekv::testing

@@ -1,11 +1,15 @@
 // Every mistake a caller can make, one row each: the status, the words that name it, and that
 // nothing has changed.
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <ostream>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -545,6 +549,8 @@ void AddAttendMistakes(std::vector<BadCall>& table) {
       [](World&, AttendCall& c) { c.options.estimation = Budget::Ratio(2); });
   add("PlanEstimationInfinite", kInvalid, "estimation",
       [](World&, AttendCall& c) { c.options.estimation = Budget::Ratio(kInf); });
+  add("PlanUnknownMass", kInvalid, "mass must be kLowerBound or kSecondOrder, got 3",
+      [](World&, AttendCall& c) { c.options.mass = MassEstimate{3}; });
   add("PlanUnknownLseBase", kInvalid, "lse_base must be kE or k2, got 10",
       [](World&, AttendCall& c) { c.options.lse_base = LseBase{10}; });
 }
@@ -677,6 +683,22 @@ TEST_P(BadCallTest, IsNamedAndChangesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Api, BadCallTest, ::testing::ValuesIn(BadCalls()),
                          [](const auto& test) { return test.param.name; });
+
+TEST(BadCallTableTest, CallsDifferAndMeetEveryPublicFunction) {
+  std::set<std::string> names;
+  for (const BadCall& bad : BadCalls()) {
+    EXPECT_TRUE(names.insert(bad.name).second) << bad.name;
+    EXPECT_FALSE(bad.fragment.empty()) << bad.name;
+  }
+  EXPECT_GE(names.size(), 200u);
+  for (const char* function :
+       {"OpenTenant", "CloseTenant", "CloseDefaultTenant", "Append", "Paged", "BuildSegments",
+        "WaitForBuilds", "Plan", "Attend", "Retrieve", "Describe", "CreateSequence", "Fork",
+        "Truncate", "Remove", "SetQuota", "StatsOf"}) {
+    const auto has = [&](const std::string& name) { return name.rfind(function, 0) == 0; };
+    EXPECT_TRUE(std::any_of(names.begin(), names.end(), has)) << function;
+  }
+}
 
 TEST(GoodCallTest, ArgumentsThatTheBadCallsSpoilAreGood) {
   World world;

@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "bench/bench_main.h"
+#include "bench/stream_read.h"
 #include "cpu/cpu_backend.h"
 #include "storage/float16.h"
 #include "tests/testing/naive_attention.h"
@@ -227,22 +229,8 @@ void StreamRead(benchmark::State& state) {
   const Setup setup(state);
   const Layer layer(setup);
   const std::unique_ptr<Executor> pool = MakeThreadPool(NumThreads());
-  // Vectors of the compiler: whatever the baseline instruction set makes of them suffices for DRAM.
-  using Block = uint64_t __attribute__((vector_size(64)));
-  const auto sum_of = [](const Block* blocks, int64_t count) {
-    Block sums[2] = {};
-    for (int64_t i = 0; i + 2 <= count; i += 2) {
-      sums[0] += blocks[i];
-      sums[1] += blocks[i + 1];
-    }
-    return sums[0][0] + sums[1][0];
-  };
-  for (auto _ : state) {
-    pool->ParallelFor(setup.kv_heads, [&](int64_t head, int) {
-      const auto* blocks = reinterpret_cast<const Block*>(layer.head(static_cast<int>(head)));
-      benchmark::DoNotOptimize(sum_of(blocks, setup.head_bytes() / 64));
-    });
-  }
+  const absl::Span<const std::byte> bytes(layer.data(), setup.kv_bytes());
+  for (auto _ : state) benchmark::DoNotOptimize(bench::StreamRead(bytes, *pool));
   state.SetBytesProcessed(state.iterations() * setup.kv_bytes());
 }
 
@@ -284,3 +272,8 @@ BENCHMARK(PrefillChunk)->Apply(PrefillArgs);
 
 }  // namespace
 }  // namespace wavekv
+
+int main(int argc, char** argv) {
+  return wavekv::bench::BenchMain(
+      argc, argv, {}, [] { return absl::OkStatus(); }, [](const wavekv::bench::Milliseconds&) {});
+}

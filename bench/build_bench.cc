@@ -1,17 +1,29 @@
-// What sealing a segment costs for one kv head, and how good the result is; Faiss's own clustering
-// of the same keys beside it.
+// What sealing a segment costs for one kv head, and how good the result is; what sealing a whole
+// layer takes on all processors; Faiss's own clustering of the same keys beside both.
+//
+// The last line: build tokens=.. kv_heads=.. wave_s=.. faiss_s=.. ratio=..
+//   wave_s   from the first Append of the prompt's rows until all of it is sealed
+//   faiss_s  faiss::Clustering of the same segments (10 iterations, 1 centroid for 16 tokens), each
+//            thread one segment of one head at a time
 //
 // Counters: tokens/s of one thread; captured, the share of the attention mass in the retrieved 1.8
 // % of the tokens; recall, of the 100 heaviest tokens; error, of the output with all other clusters
 // estimated.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
+#include <string>
+#include <thread>
 #include <vector>
 
+#include "bench/bench_main.h"
+#include "bench/synthetic_layer.h"
 #include "cpu/cpu_backend.h"
+#include "fmt/format.h"
 #include "index/segment_builder.h"
 #include "storage/float16.h"
 #include "tests/index/index_quality.h"
@@ -129,5 +141,108 @@ BENCHMARK(BM_FaissClustering)
     ->Arg(10)
     ->Unit(benchmark::kMillisecond);
 
+// A prompt of 8 mid heads that is appended in one go and sealed.
+struct Prompt {
+  static const Prompt* Get(int64_t num_tokens, std::string* error) {
+    static std::unique_ptr<Prompt> prompt;
+    if (prompt != nullptr && prompt->layer.spec().num_tokens == num_tokens) return prompt.get();
+    bench::SyntheticLayerSpec spec;
+    spec.num_tokens = num_tokens;
+    spec.num_queries = 1;
+    auto layer = bench::SyntheticLayer::Create(spec);
+    if (!layer.ok()) {
+      *error = layer.status().ToString();
+      return nullptr;
+    }
+    prompt = std::make_unique<Prompt>(Prompt{*std::move(layer), {}});
+    prompt->rows = prompt->layer.Rows(0, num_tokens);
+    return prompt.get();
+  }
+
+  bench::SyntheticLayer layer;
+  bench::LayerRows rows;
+};
+
+void BM_BuildLayer(benchmark::State& state) {
+  std::string error;
+  const Prompt* const prompt = Prompt::Get(state.range(0), &error);
+  if (prompt == nullptr) return state.SkipWithError(error.c_str());
+  const auto engine = Engine::Open(prompt->layer.Options());
+  if (!engine.ok()) return state.SkipWithError(engine.status().ToString().c_str());
+  const Tenant tenant = *(*engine)->OpenTenant("bench");
+  for (auto _ : state) {
+    const Sequence sequence = *tenant.CreateSequence();
+    const int32_t cu_seqlens[] = {0, static_cast<int32_t>(state.range(0))};
+    absl::Status status =
+        (*engine)->Append({{&sequence, 1}, cu_seqlens}, 0,
+                          ViewOf(prompt->rows.keys, prompt->layer.spec(), state.range(0)),
+                          ViewOf(prompt->rows.values, prompt->layer.spec(), state.range(0)));
+    if (status.ok()) status = (*engine)->BuildSegments(sequence);
+    if (status.ok()) status = (*engine)->WaitForBuilds(sequence);
+    if (!status.ok()) return state.SkipWithError(status.ToString().c_str());
+    state.PauseTiming();
+    (void)tenant.Remove(sequence);
+    state.ResumeTiming();
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0) * prompt->layer.spec().num_kv_heads);
+}
+
+void BM_FaissLayer(benchmark::State& state) {
+  std::string error;
+  const Prompt* const prompt = Prompt::Get(state.range(0), &error);
+  if (prompt == nullptr) return state.SkipWithError(error.c_str());
+  const int num_heads = prompt->layer.spec().num_kv_heads;
+  const int64_t segments = (state.range(0) + kNumTokens - 1) / kNumTokens;
+  for (auto _ : state) {
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+      for (int64_t i = next++; i < segments * num_heads; i = next++) {
+        const int64_t first = i / num_heads * kNumTokens;
+        const int64_t count = std::min(kNumTokens, state.range(0) - first);
+        const float* const keys =
+            prompt->rows.keys.data() + (i % num_heads * state.range(0) + first) * kDim;
+        benchmark::DoNotOptimize(ClusterByFaiss({keys, static_cast<size_t>(count * kDim)}, kDim,
+                                                std::max<int64_t>(1, count / 16), 10, 1));
+      }
+    };
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); ++t) {
+      threads.emplace_back(work);
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+  state.SetItemsProcessed(state.iterations() * state.range(0) * num_heads);
+}
+
 }  // namespace
 }  // namespace wavekv
+
+int main(int argc, char** argv) {
+  std::vector<int64_t> tokens = {131072};
+  return wavekv::bench::BenchMain(
+      argc, argv,
+      {wavekv::bench::NumbersOption("tokens", "length of the layer's prompt", 2048,
+                                    int64_t{1} << 24, &tokens)},
+      [&] {
+        for (const auto& [name, run] : {std::pair{"layer", &wavekv::BM_BuildLayer},
+                                        {"faiss_layer", &wavekv::BM_FaissLayer}}) {
+          benchmark::RegisterBenchmark(name, run)
+              ->ArgName("tokens")
+              ->Arg(tokens[0])
+              ->UseRealTime()
+              ->Unit(benchmark::kSecond);
+        }
+        return absl::OkStatus();
+      },
+      [&](const wavekv::bench::Milliseconds& times) {
+        const auto seconds = [&](const char* name) {
+          const auto found = times.find(fmt::format("{}/tokens:{}/real_time", name, tokens[0]));
+          return found == times.end() ? 0.0 : found->second / 1e3;
+        };
+        const double wave = seconds("layer");
+        const double faiss = seconds("faiss_layer");
+        if (wave == 0.0 || faiss == 0.0) return;  // filtered out
+        fmt::print("build tokens={} kv_heads=8 wave_s={:.3f} faiss_s={:.3f} ratio={:.2f}\n",
+                   tokens[0], wave, faiss, faiss / wave);
+      });
+}

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/bench_main.h"
 #include "cpu/cpu_backend.h"
 #include "storage/cluster_index.h"
 #include "storage/float16.h"
@@ -246,3 +247,8 @@ BENCHMARK(ConvertRows)
 
 }  // namespace
 }  // namespace wavekv
+
+int main(int argc, char** argv) {
+  return wavekv::bench::BenchMain(
+      argc, argv, {}, [] { return absl::OkStatus(); }, [](const wavekv::bench::Milliseconds&) {});
+}

@@ -57,7 +57,15 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
                                 "--grow",
                                 "--threads",
                                 "3",
-                                "--csv"});
+                                "--csv",
+                                "--tokens-per-cluster",
+                                "8",
+                                "--cluster-tokens-max",
+                                "24",
+                                "--kmeans-iterations",
+                                "0",
+                                "--seed",
+                                "7"});
   ASSERT_TRUE(arguments.ok()) << arguments.status();
   ASSERT_EQ(arguments->eval.budgets.size(), 4u);
   EXPECT_DOUBLE_EQ(arguments->eval.budgets[1].retrieval.ratio(), 0.01);
@@ -73,6 +81,10 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
   EXPECT_EQ(arguments->eval.index.statistics_dtype, DType::kBFloat16);
   EXPECT_TRUE(arguments->eval.grow);
   EXPECT_EQ(arguments->eval.num_threads, 3);
+  EXPECT_EQ(arguments->eval.index.tokens_per_cluster, 8);
+  EXPECT_EQ(arguments->eval.index.cluster_tokens_max, 24);
+  EXPECT_EQ(arguments->eval.index.kmeans_iterations, 0);
+  EXPECT_EQ(arguments->eval.index.seed, 7u);
   EXPECT_EQ(arguments->format, EvalArguments::Format::kCsv);
 }
 
@@ -107,6 +119,11 @@ TEST(EvalArgumentsTest, BadOptionsAreNamed) {
       {{"f", "--kv-dtype", "fp8"}, "--kv-dtype: expected fp32, fp16 or bf16, got 'fp8'"},
       {{"f", "--statistics-dtype", ""}, "--statistics-dtype: expected fp32, fp16 or bf16, got ''"},
       {{"f", "--threads", "-1"}, "--threads: expected an integer from 0 to 1024, got '-1'"},
+      {{"f", "--seed", "x"}, "--seed: expected an integer >= 0, got 'x'"},
+      {{"f", "--kmeans-iterations", "-1"}, "--kmeans-iterations: expected an integer from 0"},
+      {{"f", "--kmeans-iterations", "1001"}, "index.kmeans_iterations must be in [0, 1000]"},
+      {{"f", "--cluster-tokens-max", "8"}, "index.cluster_tokens_max must be in [16, 65536]"},
+      {{"f", "--tokens-per-cluster", "0"}, "index.tokens_per_cluster must be in [1, 65536]"},
       {{"f", "--csv", "--json"}, "expected one of --csv and --json"},
   };
   for (const auto& [words, message] : cases) {

@@ -19,24 +19,29 @@ using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 constexpr int64_t kNumberMax = 1'000'000'000;
 
 enum Option : int {
-  kCsv = 1000,
+  kClusterTokensMax = 1000,
+  kCsv,
   kEstimation,
   kGrow,
   kHeads,
   kHelp,
   kJson,
   kK,
+  kKMeansIterations,
   kKvDType,
   kLayers,
   kMass,
   kQueryType,
   kRetrieval,
   kScale,
+  kSeed,
   kStatisticsDType,
   kThreads,
+  kTokensPerCluster,
 };
 
 constexpr option kOptions[] = {
+    {"cluster-tokens-max", required_argument, nullptr, kClusterTokensMax},
     {"csv", no_argument, nullptr, kCsv},
     {"estimation", required_argument, nullptr, kEstimation},
     {"grow", no_argument, nullptr, kGrow},
@@ -44,14 +49,17 @@ constexpr option kOptions[] = {
     {"help", no_argument, nullptr, kHelp},
     {"json", no_argument, nullptr, kJson},
     {"k", required_argument, nullptr, kK},
+    {"kmeans-iterations", required_argument, nullptr, kKMeansIterations},
     {"kv-dtype", required_argument, nullptr, kKvDType},
     {"layers", required_argument, nullptr, kLayers},
     {"mass", required_argument, nullptr, kMass},
     {"query-type", required_argument, nullptr, kQueryType},
     {"retrieval", required_argument, nullptr, kRetrieval},
     {"scale", required_argument, nullptr, kScale},
+    {"seed", required_argument, nullptr, kSeed},
     {"statistics-dtype", required_argument, nullptr, kStatisticsDType},
     {"threads", required_argument, nullptr, kThreads},
+    {"tokens-per-cluster", required_argument, nullptr, kTokensPerCluster},
     {nullptr, 0, nullptr, 0},
 };
 
@@ -120,6 +128,24 @@ absl::StatusOr<std::vector<int64_t>> ParseKs(const char* list) {
     ks.push_back(k);
   }
   return ks;
+}
+
+absl::Status ParseInt(absl::string_view option, const char* text, int* value) {
+  int64_t number = 0;
+  if (!ParseNumber(text, 0, &number)) {
+    return OptionError(option, absl::StrCat("an integer from 0 to ", kNumberMax), text);
+  }
+  *value = static_cast<int>(number);
+  return absl::OkStatus();
+}
+
+// The engine says which values fit together.
+absl::Status CheckIndex(const IndexOptions& index) {
+  EngineOptions options;
+  options.model = {.num_layers = 1, .num_q_heads = 1, .num_kv_heads = 1, .head_dim_k = 8};
+  options.arena_bytes = int64_t{1} << 30;
+  options.index = index;
+  return ValidateEngineOptions(options);
 }
 
 // What the options say of budgets, until all are known.
@@ -193,6 +219,17 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
                               ParseDType("statistics-dtype", value));
       break;
     }
+    case kTokensPerCluster:
+      return ParseInt("tokens-per-cluster", value, &arguments.eval.index.tokens_per_cluster);
+    case kClusterTokensMax:
+      return ParseInt("cluster-tokens-max", value, &arguments.eval.index.cluster_tokens_max);
+    case kKMeansIterations:
+      return ParseInt("kmeans-iterations", value, &arguments.eval.index.kmeans_iterations);
+    case kSeed:
+      if (!absl::SimpleAtoi(value, &arguments.eval.index.seed)) {
+        return OptionError("seed", "an integer >= 0", value);
+      }
+      break;
     case kGrow:
       arguments.eval.grow = true;
       break;
@@ -251,7 +288,7 @@ absl::StatusOr<EvalArguments> ParseEvalArguments(int argc, const char* const* ar
       return absl::InvalidArgumentError(absl::StrCat(argv[optind - 1], ": expected a value"));
     }
     if (option == '?') {
-      const bool is_letter = optopt > 0 && optopt < kCsv;
+      const bool is_letter = optopt > 0 && optopt < kClusterTokensMax;
       return absl::InvalidArgumentError(
           absl::StrCat("cannot understand the option ",
                        is_letter ? std::string{'-', static_cast<char>(optopt)} : argv[optind - 1]));
@@ -262,6 +299,7 @@ absl::StatusOr<EvalArguments> ParseEvalArguments(int argc, const char* const* ar
   if (!arguments.help && arguments.files.empty()) {
     return absl::InvalidArgumentError("expected at least one trace file");
   }
+  WAVEKV_RETURN_IF_ERROR(CheckIndex(arguments.eval.index));
   SetBudgets(budgets, arguments);
   return arguments;
 }
@@ -283,6 +321,10 @@ attention in double precision. docs/trace_format.md defines the files and the nu
       --heads LIST             only these kv heads
       --kv-dtype T             store keys and values as fp32, fp16 or bf16 (as recorded)
       --statistics-dtype T     the same for centroids and value means (fp32)
+      --tokens-per-cluster N   average (16)
+      --cluster-tokens-max N   larger clusters are split (64)
+      --kmeans-iterations N    (2)
+      --seed N                 of the clustering (1)
       --grow                   seal segments also behind the first query, as while decoding
       --threads N              0: one per processor (default); results are the same
       --csv                    comma-separated rows

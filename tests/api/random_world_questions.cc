@@ -97,9 +97,10 @@ absl::StatusOr<Answer> Ask(Engine& engine, Random& random, absl::Span<const Sequ
                            const Question& question) {
   const ModelSpec& model = engine.options().model;
   const int64_t rows = question.num_rows();
-  // Queries that do not need rounding would hide nothing, so they are given in fp32 alone.
-  const TensorView queries = TensorView::Dense(question.queries.data(), DType::kFloat32, rows,
-                                               model.num_q_heads, model.head_dim_k);
+  Answer answer;
+  answer.queries = question.queries;
+  CallerTensor queries(random, rows, model.num_q_heads, model.head_dim_k);
+  queries.Fill(answer.queries);
   CallerTensor output(random, rows, model.num_q_heads, model.head_dim_v);
   const bool wants_lse = random.Integer(0, 4) > 0;
   const bool heads_first = random.Integer(0, 1) == 0;
@@ -111,11 +112,11 @@ absl::StatusOr<Answer> Ask(Engine& engine, Random& random, absl::Span<const Sequ
   }
   WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
                           engine.MakePlan({sequences, question.cu_seqlens}, question.options));
-  const auto stats = engine.Attend(plan, question.layer, queries, output.mutable_view(), lse_view);
+  const auto stats =
+      engine.Attend(plan, question.layer, queries.view(), output.mutable_view(), lse_view);
   if (!stats.ok()) return stats.status();
   if (!output.FillerIsIntact()) return Differs("Attend wrote beside the output");
 
-  Answer answer;
   answer.stats = *stats;
   answer.output = output.Read();
   answer.output_dtype = output.view().dtype;
@@ -147,8 +148,8 @@ absl::Status CheckAnswer(const Question& question, const Answer& answer,
     const int64_t first = question.cu_seqlens[i];
     const int64_t rows = question.cu_seqlens[i + 1] - first;
     const int64_t length = models[i]->length(question.layer);
-    const std::vector<float> queries(question.queries.begin() + first * query_row,
-                                     question.queries.begin() + (first + rows) * query_row);
+    const std::vector<float> queries(answer.queries.begin() + first * query_row,
+                                     answer.queries.begin() + (first + rows) * query_row);
     const NaiveAttentionState want =
         models[i]->Attend(question.layer, queries, rows, question.options.causal);
     for (int64_t row = 0; row < rows; ++row) {

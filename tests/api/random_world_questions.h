@@ -28,6 +28,7 @@ struct Question {
 };
 
 struct Answer {
+  std::vector<float> queries;  // as they were given, rounded to a drawn dtype
   std::vector<float> output;
   std::vector<float> lse;  // to base e
   DType output_dtype = DType::kFloat32;

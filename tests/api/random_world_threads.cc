@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -16,7 +17,6 @@ namespace wavekv::testing {
 namespace {
 
 constexpr size_t kNumSlots = 5;
-constexpr size_t kVersionsMax = 40;
 
 absl::Status Wrong(const std::string& what) { return absl::InternalError(what); }
 
@@ -41,48 +41,6 @@ absl::Status MatchesOne(const Question& question, const Answer& answer,
 }
 
 }  // namespace
-
-SequenceLog::SequenceLog(Sequence handle, size_t tenant, ModelSequence empty)
-    : handle_(std::move(handle)), tenant_(tenant) {
-  versions_.push_back(std::make_shared<const ModelSequence>(std::move(empty)));
-}
-
-SequenceLog::Version SequenceLog::latest() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return versions_[versions_.size() - (announced_ ? 2 : 1)];
-}
-
-void SequenceLog::Announce(ModelSequence next) {
-  auto version = std::make_shared<const ModelSequence>(std::move(next));
-  std::lock_guard<std::mutex> lock(mutex_);
-  versions_.push_back(std::move(version));
-  announced_ = true;
-  if (versions_.size() <= kVersionsMax) return;
-  versions_.pop_front();
-  ++first_;
-}
-
-void SequenceLog::Confirm() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  announced_ = false;
-}
-
-void SequenceLog::Withdraw() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  versions_.pop_back();
-  announced_ = false;
-}
-
-int64_t SequenceLog::Now() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return first_ + static_cast<int64_t>(versions_.size()) - (announced_ ? 2 : 1);
-}
-
-std::vector<SequenceLog::Version> SequenceLog::Since(int64_t since) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (since < first_) return {};
-  return {versions_.begin() + (since - first_), versions_.end()};
-}
 
 SharedWorld::SharedWorld(uint64_t seed, const WorldShape& shape, int num_readers)
     : seed_(seed), shape_(shape), num_readers_(num_readers) {}
@@ -363,7 +321,7 @@ absl::Status SharedWorld::ForkFrom(Random& random, const Log& log) {
   if (random.Integer(0, 1) == 0) prefix = random.Integer(0, log->latest()->length());
   const int64_t since = log->Now();
   const auto child = tenant.Fork(log->handle(), prefix);
-  auto candidates = log->Since(since);
+  const auto candidates = log->Since(since);
   if (!child.ok()) {
     // The writer is between two layers, or has truncated meanwhile.
     if (absl::IsFailedPrecondition(child.status()) || absl::IsOutOfRange(child.status())) {
@@ -377,7 +335,7 @@ absl::Status SharedWorld::ForkFrom(Random& random, const Log& log) {
   }
   absl::Status status;
   if (child->valid() && !candidates.empty()) {
-    status = UseFork(random, log, *child, candidates);
+    status = UseFork(random, *child, candidates);
     if (!status.ok()) status = Tolerate(status, *child, /*writes=*/false);
   }
   const absl::Status removed = tenant.Remove(*child);
@@ -385,7 +343,7 @@ absl::Status SharedWorld::ForkFrom(Random& random, const Log& log) {
   return status;
 }
 
-absl::Status SharedWorld::UseFork(Random& random, const Log& log, const Sequence& child,
+absl::Status SharedWorld::UseFork(Random& random, const Sequence& child,
                                   const std::vector<SequenceLog::Version>& candidates) {
   const int64_t length = child.length();
   for (int layer = 0; layer < model_.num_layers; ++layer) {
@@ -419,7 +377,6 @@ absl::Status SharedWorld::UseFork(Random& random, const Log& log, const Sequence
     WAVEKV_RETURN_IF_ERROR(CheckAnswer(question, after, engine_->options(), {&own}));
   }
   ++counts_.forks;
-  (void)log;
   return absl::OkStatus();
 }
 

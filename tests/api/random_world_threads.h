@@ -5,54 +5,18 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "tests/api/random_world_log.h"
 #include "tests/api/random_world_shape.h"
-#include "tests/testing/model_sequence.h"
 #include "tests/testing/random.h"
 #include "wavekv/engine.h"
 
 namespace wavekv::testing {
-
-// What one sequence has held, version by version, written by the thread that writes to it.
-//
-// Threads: one writer, any number of readers.
-class SequenceLog {
- public:
-  using Version = std::shared_ptr<const ModelSequence>;
-
-  SequenceLog(Sequence handle, size_t tenant, ModelSequence empty);
-
-  const Sequence& handle() const { return handle_; }
-  size_t tenant() const { return tenant_; }
-
-  Version latest() const;
-  // From now on the engine may hold `next`; Confirm says that it does, Withdraw that it never did.
-  void Announce(ModelSequence next);
-  void Confirm();
-  void Withdraw();
-
-  // To be taken before a call begins.
-  int64_t Now() const;
-  // All versions that may have been current at some time since `since`; none when that is too long
-  // ago to be remembered.
-  std::vector<Version> Since(int64_t since) const;
-
- private:
-  const Sequence handle_;
-  const size_t tenant_;
-  mutable std::mutex mutex_;
-  // Guarded by mutex_.
-  std::deque<Version> versions_;
-  int64_t first_ = 0;  // number of versions_.front()
-  bool announced_ = false;
-};
 
 struct SharedWorldCounts {
   std::atomic<int64_t> answers{0};  // of readers, compared
@@ -94,7 +58,7 @@ class SharedWorld {
   absl::Status AttendTo(Random& random, const Log& log);
   absl::Status RetrieveFrom(Random& random, const Log& log);
   absl::Status ForkFrom(Random& random, const Log& log);
-  absl::Status UseFork(Random& random, const Log& log, const Sequence& child,
+  absl::Status UseFork(Random& random, const Sequence& child,
                        const std::vector<SequenceLog::Version>& candidates);
   absl::Status RivalWrite(Random& random, const Log& log);
 

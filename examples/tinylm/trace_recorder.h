@@ -13,14 +13,8 @@
 
 namespace tinylm {
 
-// Stands between the model and its attention. The file is a safetensors file of
-//   layer{l}.kvhead{h}.k, .v   F16 [num_tokens, head_dim], keys after RoPE
-//   layer{l}.kvhead{h}.q       F16 [num_queries, q_heads_per_kv, head_dim], after RoPE, not scaled
-//   positions                  I32 [num_queries]: query i sees keys 0..positions[i] inclusive
-//   query_type                 I32 [num_queries]: index into the metadata's query_types
-//   tokens                     I32 [num_tokens]
-// with the metadata softmax_scale, rope_theta, n_tokens, n_context, head_dim, n_layers, n_kv_heads,
-// q_heads_per_kv and query_types.
+// Stands between the model and its attention. The file is a trace as docs/trace_format.md defines
+// it, in F16, with the token ids; all its queries are of the type "decode".
 class TraceRecorder : public Attention {
  public:
   // Queries of tokens before first_query_position are not recorded.

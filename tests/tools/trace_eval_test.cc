@@ -442,6 +442,10 @@ TEST(TraceEvalErrorsTest, NameWhatDoesNotFit) {
   head = recorded.Head();
   head.softmax_scale = 0.0;
   expect(head, {}, kInvalid, "softmax_scale: expected a finite number > 0, got 0");
+  for (const double extreme : {1e-60, 1e60}) {
+    head.softmax_scale = extreme;
+    expect(head, {}, kInvalid, "softmax_scale: expected a product with scale_factor that fp32");
+  }
   TraceEvalOptions options;
   options.scale_factor = -1.0;
   expect(recorded.Head(), options, kInvalid, "scale_factor: expected");

@@ -21,8 +21,10 @@ namespace {
 // Rows of one Append: enough to convert in parallel, far more than a decode step.
 constexpr int64_t kAppendRows = 8192;
 
-// Queries that are answered together: their truth reads keys and values once.
+// Queries that are answered together: their truth reads keys and values once. Fewer in large
+// groups, as memory grows with their heads.
 constexpr int64_t kBatchQueries = 64;
+constexpr int64_t kBatchQueryHeads = 512;
 
 // The engine cuts segments at multiples of this many tokens.
 constexpr int64_t kCutTokens = 64;
@@ -147,6 +149,12 @@ absl::Status HeadEvaluation::Check() const {
   if (!std::isfinite(options_.scale_factor) || options_.scale_factor <= 0.0) {
     return Invalid("scale_factor: expected a finite number > 0, got ", options_.scale_factor);
   }
+  // The engine computes in fp32, and takes 0 for its default.
+  const double scale = head_.softmax_scale * options_.scale_factor;
+  if (!std::isnormal(static_cast<float>(scale))) {
+    return Invalid("softmax_scale: expected a product with scale_factor that fp32 can hold, got ",
+                   scale);
+  }
   if (options_.budgets.empty()) return Invalid("budgets: expected at least one");
   for (const AttendOptions& budget : options_.budgets) {
     WAVEKV_RETURN_IF_ERROR(ValidateAttendOptions(budget));
@@ -189,9 +197,9 @@ absl::StatusOr<std::vector<TraceSamples>> HeadEvaluation::Run() {
 
   WAVEKV_RETURN_IF_ERROR(OpenEngine());
   WAVEKV_RETURN_IF_ERROR(StorePrompt());
-  for (size_t first = 0; first < queries_.size(); first += kBatchQueries) {
-    WAVEKV_RETURN_IF_ERROR(
-        AnswerBatch(absl::MakeConstSpan(queries_).subspan(first, kBatchQueries)));
+  const int64_t batch = std::clamp<int64_t>(kBatchQueryHeads / group_, 1, kBatchQueries);
+  for (size_t first = 0; first < queries_.size(); first += batch) {
+    WAVEKV_RETURN_IF_ERROR(AnswerBatch(absl::MakeConstSpan(queries_).subspan(first, batch)));
   }
   return samples_;
 }

@@ -41,11 +41,14 @@ bool Parse(int argc, char** argv, Arguments& arguments) {
   return !arguments.files.empty();
 }
 
-void Print(const testing::StepResult& step, size_t number) {
-  std::printf("  %zu. %s\n", number, step.call.c_str());
+void Print(const testing::StepResult& step, const std::string& number) {
+  std::printf("  %s. %s\n", number.c_str(), step.call.c_str());
   for (const testing::StepCheck& check : step.checks) {
     std::printf("     %-6s %s: expected %s, got %s\n", check.passed ? "ok" : "FAILED",
                 check.name.c_str(), check.expected.c_str(), check.got.c_str());
+  }
+  for (size_t i = 0; i < step.steps.size(); ++i) {
+    Print(step.steps[i], number + "." + std::to_string(i + 1));
   }
 }
 
@@ -56,7 +59,7 @@ bool RunCase(const v1::StorageTestCase& test_case) {
     std::printf("  FAILED: %s\n\n", result.status().ToString().c_str());
     return false;
   }
-  for (size_t i = 0; i < result->steps.size(); ++i) Print(result->steps[i], i + 1);
+  for (size_t i = 0; i < result->steps.size(); ++i) Print(result->steps[i], std::to_string(i + 1));
   const size_t not_run = test_case.steps_size() - result->steps.size();
   if (not_run > 0) std::printf("  (%zu more steps not run)\n", not_run);
   std::printf("  %s\n\n", result->passed() ? "PASSED" : "FAILED");

@@ -6,18 +6,18 @@
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <vector>
 
 #include "api/engine_config.h"
 #include "fmt/format.h"
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "storage/status_macros.h"
-#include "tests/storage_cases/metrics.h"
+#include "tests/storage_cases/step_rules.h"
 
 namespace wavekv::testing {
 namespace {
 
+using google::protobuf::Message;
 using google::protobuf::TextFormat;
 
 constexpr char kSmallEngine[] = R"(
@@ -25,9 +25,6 @@ constexpr char kSmallEngine[] = R"(
     index { segment_tokens: 256 update_tokens: 128 }
     arena_bytes: 16777216
     worker_threads: 1)";
-
-// Above this a case is no test of one behaviour any more, and the naive reference takes minutes.
-constexpr uint64_t kTokensMax = 100000;
 
 class FirstError : public google::protobuf::io::ErrorCollector {
  public:
@@ -41,83 +38,6 @@ class FirstError : public google::protobuf::io::ErrorCollector {
   const std::string& file_;
   std::string text_;
 };
-
-absl::Status CheckSource(const char* field, const v1::TensorSource& source) {
-  if (source.kind_case() == v1::TensorSource::KIND_NOT_SET) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} must be gaussian, clustered or constant, got nothing", field));
-  }
-  if (source.has_clustered() && source.clustered().clusters() == 0) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}.clustered.clusters must be at least 1, got 0", field));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckExpectation(const v1::Step& step, const v1::Expectation& expectation) {
-  const Metric* const metric = FindMetric(expectation.metric());
-  if (metric == nullptr) {
-    return absl::InvalidArgumentError(
-        fmt::format("metric must be one of {}, got \"{}\"", MetricNames(), expectation.metric()));
-  }
-  const bool answered =
-      step.has_query() && (step.expect_status().empty() || step.expect_status() == "OK");
-  if (metric->of_query && !answered) {
-    return absl::InvalidArgumentError(fmt::format(
-        "metric {} exists after a query that succeeds, got another step", metric->name));
-  }
-  if (expectation.bound_case() == v1::Expectation::BOUND_NOT_SET) {
-    return absl::InvalidArgumentError(fmt::format(
-        "metric {} needs at_least, at_most or equal_to, got none of them", metric->name));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckStatus(const v1::Step& step) {
-  if (step.expect_status().empty() || step.expect_status() == "OK") {
-    if (step.expect_message().empty()) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        "expect_message needs an expect_status other than OK, whose message it is part of");
-  }
-  for (int code = 1; code <= 16; ++code) {
-    if (absl::StatusCodeToString(static_cast<absl::StatusCode>(code)) == step.expect_status()) {
-      return absl::OkStatus();
-    }
-  }
-  return absl::InvalidArgumentError(
-      fmt::format("expect_status must be the name of an Abseil status code such as NOT_FOUND, got "
-                  "\"{}\"",
-                  step.expect_status()));
-}
-
-absl::Status CheckStep(const v1::Step& step) {
-  if (step.op_case() == v1::Step::OP_NOT_SET) {
-    return absl::InvalidArgumentError("needs an operation, such as append or query, got none");
-  }
-  if (step.has_append()) {
-    WAVEKV_RETURN_IF_ERROR(CheckSource("append.k", step.append().k()));
-    WAVEKV_RETURN_IF_ERROR(CheckSource("append.v", step.append().v()));
-    if (step.append().tokens() > kTokensMax) {
-      return absl::InvalidArgumentError(fmt::format("append.tokens must be at most {}, got {}",
-                                                    kTokensMax, step.append().tokens()));
-    }
-  }
-  if (step.has_query()) {
-    WAVEKV_RETURN_IF_ERROR(CheckSource("query.q", step.query().q()));
-    if (step.query().rows() > kTokensMax) {
-      return absl::InvalidArgumentError(
-          fmt::format("query.rows must be at most {}, got {}", kTokensMax, step.query().rows()));
-    }
-  }
-  if (step.has_fork() && step.fork().child().empty()) {
-    return absl::InvalidArgumentError("fork.child must name the new sequence, got nothing");
-  }
-  WAVEKV_RETURN_IF_ERROR(CheckStatus(step));
-  for (const v1::Expectation& expectation : step.expect()) {
-    WAVEKV_RETURN_IF_ERROR(CheckExpectation(step, expectation));
-  }
-  return absl::OkStatus();
-}
 
 bool IsCamelCase(const std::string& name) {
   return !name.empty() && name[0] >= 'A' && name[0] <= 'Z' &&
@@ -137,11 +57,92 @@ absl::Status CheckCase(const v1::StorageTestCase& test_case) {
   return OptionsOf(test_case).status();
 }
 
-int LineOf(const TextFormat::ParseInfoTree* tree, const google::protobuf::Message& message,
-           const char* field, int index) {
+int LineOf(const TextFormat::ParseInfoTree* tree, const Message& message, const char* field,
+           int index) {
   if (tree == nullptr) return 0;
   return tree->GetLocation(message.GetDescriptor()->FindFieldByName(field), index).line + 1;
 }
+
+const TextFormat::ParseInfoTree* Nested(const TextFormat::ParseInfoTree* tree,
+                                        const Message& message, const char* field, int index) {
+  if (tree == nullptr) return nullptr;
+  return tree->GetTreeForNested(message.GetDescriptor()->FindFieldByName(field), index);
+}
+
+// Paths of files are meant from `folder` on.
+void ResolvePath(const std::string& folder, v1::TensorSource& source) {
+  if (!source.has_file() || source.file().path().rfind('/', 0) == 0) return;
+  source.mutable_file()->set_path(folder + source.file().path());
+}
+
+void ResolvePaths(const std::string& folder, v1::Step& step) {
+  if (step.has_append()) {
+    ResolvePath(folder, *step.mutable_append()->mutable_k());
+    ResolvePath(folder, *step.mutable_append()->mutable_v());
+  }
+  if (step.has_query()) ResolvePath(folder, *step.mutable_query()->mutable_q());
+  if (step.has_retrieve()) ResolvePath(folder, *step.mutable_retrieve()->mutable_q());
+}
+
+// Checks a file's cases, and makes paths in them absolute or relative to the working directory.
+class FileCheck {
+ public:
+  FileCheck(const std::string& file, const TextFormat::ParseInfoTree& tree)
+      : file_(file), folder_(file.substr(0, file.rfind('/') + 1)), tree_(&tree) {}
+
+  absl::Status Check(v1::StorageTestSuite& suite) {
+    if (suite.cases().empty()) {
+      return absl::InvalidArgumentError(file_ + ": needs at least one case, got none");
+    }
+    std::set<std::string> names;
+    for (int c = 0; c < suite.cases_size(); ++c) {
+      v1::StorageTestCase& test_case = *suite.mutable_cases(c);
+      place_ = "case " + test_case.name();
+      absl::Status status = CheckCase(test_case);
+      if (status.ok() && !names.insert(test_case.name()).second) {
+        status = absl::InvalidArgumentError("name is used twice");
+      }
+      if (!status.ok()) return At(LineOf(tree_, suite, "cases", c), status);
+      WAVEKV_RETURN_IF_ERROR(CheckSteps(test_case, Nested(tree_, suite, "cases", c)));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status CheckSteps(v1::StorageTestCase& test_case, const TextFormat::ParseInfoTree* tree) {
+    WAVEKV_ASSIGN_OR_RETURN(EngineOptions options, OptionsOf(test_case));
+    if (options.model.head_dim_v == 0) options.model.head_dim_v = options.model.head_dim_k;
+    for (int s = 0; s < test_case.steps_size(); ++s) {
+      v1::Step& step = *test_case.mutable_steps(s);
+      place_ = fmt::format("case {}, step {}", test_case.name(), s + 1);
+      const std::string place = place_;
+      const auto* const step_tree = Nested(tree, test_case, "steps", s);
+      const auto* const group_tree = Nested(step_tree, step, "parallel", -1);
+      for (int i = 0; i < step.parallel().steps_size(); ++i) {
+        v1::Parallel& group = *step.mutable_parallel();
+        place_ = fmt::format("{}.{}", place, i + 1);
+        ResolvePaths(folder_, *group.mutable_steps(i));
+        const absl::Status status = CheckStep(group.steps(i), options.model, true);
+        if (!status.ok()) return At(LineOf(group_tree, group, "steps", i), status);
+      }
+      place_ = place;
+      ResolvePaths(folder_, step);
+      const absl::Status status = CheckStep(step, options.model, false);
+      if (!status.ok()) return At(LineOf(tree, test_case, "steps", s), status);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status At(int line, const absl::Status& status) const {
+    return absl::InvalidArgumentError(
+        fmt::format("{}:{}: {}: {}", file_, line, place_, std::string(status.message())));
+  }
+
+  const std::string file_;
+  const std::string folder_;
+  const TextFormat::ParseInfoTree* const tree_;
+  std::string place_;
+};
 
 }  // namespace
 
@@ -163,32 +164,7 @@ absl::StatusOr<v1::StorageTestSuite> ParseStorageTests(const std::string& file,
   parser.RecordErrorsTo(&error);
   parser.WriteLocationsTo(&tree);
   if (!parser.ParseFromString(text, &suite)) return absl::InvalidArgumentError(error.text());
-  if (suite.cases().empty()) {
-    return absl::InvalidArgumentError(file + ": needs at least one case, got none");
-  }
-
-  std::set<std::string> names;
-  for (int c = 0; c < suite.cases_size(); ++c) {
-    const v1::StorageTestCase& test_case = suite.cases(c);
-    absl::Status status = CheckCase(test_case);
-    if (status.ok() && !names.insert(test_case.name()).second) {
-      status = absl::InvalidArgumentError("name is used twice");
-    }
-    if (!status.ok()) {
-      return absl::InvalidArgumentError(
-          fmt::format("{}:{}: case {}: {}", file, LineOf(&tree, suite, "cases", c),
-                      test_case.name(), std::string(status.message())));
-    }
-    const auto* const case_tree =
-        tree.GetTreeForNested(suite.GetDescriptor()->FindFieldByName("cases"), c);
-    for (int s = 0; s < test_case.steps_size(); ++s) {
-      status = CheckStep(test_case.steps(s));
-      if (status.ok()) continue;
-      return absl::InvalidArgumentError(
-          fmt::format("{}:{}: case {}, step {}: {}", file, LineOf(case_tree, test_case, "steps", s),
-                      test_case.name(), s + 1, std::string(status.message())));
-    }
-  }
+  WAVEKV_RETURN_IF_ERROR(FileCheck(file, tree).Check(suite));
   return suite;
 }
 

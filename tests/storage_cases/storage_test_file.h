@@ -13,7 +13,9 @@ namespace wavekv::testing {
 
 // NOT_FOUND when the file cannot be read. INVALID_ARGUMENT as "file:line: case, step: what is
 // wrong" for text that does not parse and for cases that could not mean anything: no name or
-// description, no operation, an unknown metric or status, an engine that does not validate.
+// description, no operation, an unknown metric or status, an engine that does not validate, a
+// tensor that a file of rows does not have. Paths of such files are meant from the folder of the
+// file on.
 absl::StatusOr<v1::StorageTestSuite> LoadStorageTests(const std::string& path);
 
 // The same for text; `file` is what messages call it.

@@ -21,6 +21,7 @@ struct StepCheck {
 struct StepResult {
   std::string call;  // the step as text, without its expectations
   std::vector<StepCheck> checks;
+  std::vector<StepResult> steps;  // of a group, in file order
 
   bool passed() const;
 };

@@ -1,13 +1,17 @@
 #include "tests/storage_cases/tensor_rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
+
+#include "tests/storage_cases/given_rows.h"
 
 namespace wavekv::testing {
 namespace {
 
-// Which numbers of a source are drawn: those of rows, of centres, or a row's choice of its centre.
-enum Stream : uint64_t { kRow = 1, kCentre = 2, kChoice = 3 };
+// Which numbers of a source are drawn: those of rows, of centres, a row's choice of its centre, or
+// those of a needle's direction.
+enum Stream : uint64_t { kRow = 1, kCentre = 2, kChoice = 3, kNeedle = 4 };
 
 uint64_t Hash(std::initializer_list<uint64_t> words) {
   uint64_t hash = 0x9e3779b97f4a7c15u;
@@ -41,47 +45,83 @@ void FillGaussian(const Place& at, uint64_t stream, uint64_t row, float scale, i
   }
 }
 
-// A random direction, of length sqrt(head_dim).
-void FillCentre(const Place& at, uint64_t cluster, int head_dim, float* out) {
-  FillGaussian(at, kCentre, cluster, 1.0f, head_dim, out);
+// Random direction number `row` of the stream, of length sqrt(head_dim).
+void FillDirection(const Place& at, uint64_t stream, uint64_t row, int head_dim, float* out) {
+  FillGaussian(at, stream, row, 1.0f, head_dim, out);
   double norm2 = 0.0;
   for (int d = 0; d < head_dim; ++d) norm2 += static_cast<double>(out[d]) * out[d];
   const auto scale = static_cast<float>(std::sqrt(head_dim / norm2));
   for (int d = 0; d < head_dim; ++d) out[d] *= scale;
 }
 
+bool IsInNeedle(const v1::TensorSource::Haystack& haystack, uint64_t row) {
+  const uint64_t length = haystack.has_needle_tokens() ? haystack.needle_tokens() : 1;
+  return std::any_of(haystack.needles().begin(), haystack.needles().end(),
+                     [&](uint64_t first) { return row >= first && row - first < length; });
+}
+
+// One row of one head; `out` is zero.
+void FillRow(const v1::TensorSource& source, Place at, uint64_t row, const WantedRows& wanted,
+             float* out) {
+  const int head_dim = wanted.head_dim;
+  switch (source.kind_case()) {
+    case v1::TensorSource::kGaussian: {
+      const auto& gaussian = source.gaussian();
+      at.seed = gaussian.seed();
+      FillGaussian(at, kRow, row, gaussian.has_scale() ? gaussian.scale() : 1.0f, head_dim, out);
+      break;
+    }
+    case v1::TensorSource::kClustered: {
+      const auto& clustered = source.clustered();
+      at.seed = clustered.seed();
+      const uint64_t choice = Hash({at.seed, kChoice, row}) % clustered.clusters();
+      FillDirection(at, kCentre, choice, head_dim, out);
+      FillGaussian(at, kRow, row, clustered.spread(), head_dim, out);
+      break;
+    }
+    case v1::TensorSource::kHaystack: {
+      at.seed = source.haystack().seed();
+      if (IsInNeedle(source.haystack(), row)) {
+        FillDirection(at, kNeedle, 0, head_dim, out);
+      } else {
+        FillGaussian(at, kRow, row, 1.0f, head_dim, out);
+      }
+      break;
+    }
+    case v1::TensorSource::kNeedle: {
+      const auto& needle = source.needle();
+      at.seed = needle.seed();
+      at.head /= wanted.gqa_group_size;
+      FillDirection(at, kNeedle, 0, head_dim, out);
+      const float strength = needle.has_strength() ? needle.strength() : 3.0f;
+      for (int d = 0; d < head_dim; ++d) out[d] *= strength;
+      break;
+    }
+    default:
+      for (int d = 0; d < head_dim; ++d) out[d] = source.constant().value();
+  }
+}
+
 }  // namespace
 
-std::vector<float> TensorRows(const v1::TensorSource& source, int layer, int64_t first_row,
-                              int64_t num_rows, int num_heads, int head_dim) {
-  std::vector<float> rows(num_rows * num_heads * head_dim, 0.0f);
+absl::StatusOr<std::vector<float>> TensorRows(const v1::TensorSource& source,
+                                              const WantedRows& wanted) {
+  if (source.has_literal()) return LiteralRows(source.literal(), wanted);
+  if (source.has_file()) return FileRows(source.file(), wanted);
+  std::vector<float> rows(wanted.num_rows * wanted.num_heads * wanted.head_dim, 0.0f);
   float* out = rows.data();
-  for (int64_t row = first_row; row < first_row + num_rows; ++row) {
-    for (int head = 0; head < num_heads; ++head, out += head_dim) {
-      Place at{0, static_cast<uint64_t>(layer), static_cast<uint64_t>(head)};
-      switch (source.kind_case()) {
-        case v1::TensorSource::kGaussian: {
-          const auto& gaussian = source.gaussian();
-          at.seed = gaussian.seed();
-          FillGaussian(at, kRow, row, gaussian.has_scale() ? gaussian.scale() : 1.0f, head_dim,
-                       out);
-          break;
-        }
-        case v1::TensorSource::kClustered: {
-          const auto& clustered = source.clustered();
-          at.seed = clustered.seed();
-          const uint64_t choice =
-              Hash({at.seed, kChoice, static_cast<uint64_t>(row)}) % clustered.clusters();
-          FillCentre(at, choice, head_dim, out);
-          FillGaussian(at, kRow, row, clustered.spread(), head_dim, out);
-          break;
-        }
-        default:
-          for (int d = 0; d < head_dim; ++d) out[d] = source.constant().value();
-      }
+  for (int64_t row = wanted.first_row; row < wanted.first_row + wanted.num_rows; ++row) {
+    for (int head = 0; head < wanted.num_heads; ++head, out += wanted.head_dim) {
+      const Place at{0, static_cast<uint64_t>(wanted.layer), static_cast<uint64_t>(head)};
+      FillRow(source, at, static_cast<uint64_t>(row), wanted, out);
     }
   }
   return rows;
+}
+
+absl::Status CheckGivenRows(const v1::TensorSource& source, const WantedRows& wanted) {
+  if (!source.has_literal() && !source.has_file()) return absl::OkStatus();
+  return TensorRows(source, wanted).status();
 }
 
 }  // namespace wavekv::testing

@@ -15,7 +15,7 @@ namespace wavekv {
 // Shapes: outputs[s] and output [num_rows, num_heads, head_dim], lses[s] and lse [num_rows,
 // num_heads], all in `base`. output and lse may be those of state 0. An lse of -infinity marks the
 // empty state; if all are empty the result is output 0 and lse -infinity. Errors: INVALID_ARGUMENT
-// for no states, differing shapes, null pointers, NaN.
+// for no states, differing shapes, null pointers, an lse that is NaN or +infinity.
 absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const LseView> lses,
                          LseBase base, const MutableTensorView& output, const LseView& lse);
 

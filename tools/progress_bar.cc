@@ -17,6 +17,10 @@ ProgressBar::ProgressBar(std::string label, int64_t total, std::string unit)
       start_(Clock::now()),
       shown_(start_) {}
 
+ProgressBar::~ProgressBar() {
+  if (line_is_open_) std::fputc('\n', stderr);
+}
+
 void ProgressBar::Update(int64_t num_done) {
   const bool is_last = num_done == total_;
   const auto now = Clock::now();
@@ -38,6 +42,7 @@ void ProgressBar::Update(int64_t num_done) {
   // Back to the first column and clear what a longer line left.
   std::fprintf(stderr, "\r[%s] %s\033[K%s", bar.c_str(), text.c_str(), is_last ? "\n" : "");
   std::fflush(stderr);
+  line_is_open_ = !is_last;
 }
 
 double ProgressBar::seconds() const {

@@ -14,6 +14,10 @@ class ProgressBar {
  public:
   // "label: 3 of `total` unit, ..."
   ProgressBar(std::string label, int64_t total, std::string unit);
+  // Ends the line of work that was given up, so that a message has one of its own.
+  ~ProgressBar();
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
 
   void Update(int64_t num_done);
   double seconds() const;
@@ -27,6 +31,7 @@ class ProgressBar {
   const bool is_terminal_;
   const Clock::time_point start_;
   Clock::time_point shown_;
+  bool line_is_open_ = false;  // on a terminal
 };
 
 }  // namespace wavekv

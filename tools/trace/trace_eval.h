@@ -28,12 +28,12 @@ struct TraceEvalOptions {
   // recording in any case: it is built before the first of all queries.
   std::optional<std::vector<int64_t>> queries;
   double scale_factor = 1.0;  // on top of the head's softmax scale: sharper attention
-  std::optional<DType>
-      kv_dtype;  // as stored; left out: as recorded, fp32 if keys and values differ
+  // As stored; left out: as recorded, fp32 where keys and values differ.
+  std::optional<DType> kv_dtype;
   IndexOptions index;
   // false: tokens [sink_tokens, first query position - window_tokens + 1) are indexed, in multiples
   // of 64; all others are in the steady zone of every query. true: segments are also sealed behind
-  // the first query, and of index.update_tokens tokens, as while an engine decodes.
+  // the first query, and in multiples of index.update_tokens, as while an engine decodes.
   bool grow = false;
   int num_threads = 0;  // 0: one per processor; results do not depend on it
   // Called from time to time with the number of queries answered since the last call.

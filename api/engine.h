@@ -41,6 +41,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "wavekv/export.h"
 #include "wavekv/options.h"
 #include "wavekv/stats.h"
 #include "wavekv/tensor_view.h"
@@ -57,7 +58,7 @@ using Stream = void*;
 
 // A cheap handle to one request's token stream. A default-constructed or removed sequence is not
 // valid. The data lives until Tenant::Remove or Engine::CloseTenant, not as long as the handle.
-class Sequence {
+class WAVEKV_EXPORT Sequence {
  public:
   Sequence() = default;
 
@@ -83,7 +84,7 @@ struct RaggedBatch {
 };
 
 // A cheap handle to a tenant; whoever holds it may use the tenant's sequences.
-class Tenant {
+class WAVEKV_EXPORT Tenant {
  public:
   Tenant() = default;  // answers NOT_FOUND to everything
 
@@ -118,7 +119,7 @@ class Tenant {
 // workspace that grows to the largest layer seen and is then reused.
 //
 // Threads: one Attend or Retrieve at a time per plan, else ABORTED.
-class Plan {
+class WAVEKV_EXPORT Plan {
  public:
   Plan() = default;
   int64_t num_rows() const;
@@ -148,7 +149,7 @@ struct RetrievedTokens {
   std::vector<int64_t> positions;       // of their tokens, cluster by cluster
 };
 
-class Engine {
+class WAVEKV_EXPORT Engine {
  public:
   // Reserves the arena and starts the threads. INVALID_ARGUMENT as ValidateEngineOptions;
   // RESOURCE_EXHAUSTED when the arena cannot be had; UNIMPLEMENTED or UNAVAILABLE for a device that

@@ -4,6 +4,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "wavekv/export.h"
 #include "wavekv/tensor_view.h"
 #include "wavekv/types.h"
 
@@ -16,7 +17,7 @@ namespace wavekv {
 // num_heads], all in `base`. output and lse may be those of state 0. An lse of -infinity marks the
 // empty state; if all are empty the result is output 0 and lse -infinity. Errors: INVALID_ARGUMENT
 // for no states, differing shapes, null pointers, an lse that is NaN or +infinity.
-absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const LseView> lses,
+WAVEKV_EXPORT absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const LseView> lses,
                          LseBase base, const MutableTensorView& output, const LseView& lse);
 
 }  // namespace wavekv

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "wavekv/executor.h"
+#include "wavekv/export.h"
 #include "wavekv/model_spec.h"
 #include "wavekv/types.h"
 
@@ -52,24 +53,24 @@ struct EngineOptions {
 };
 
 // INVALID_ARGUMENT naming the first field that is out of range, with expected and got.
-absl::Status ValidateEngineOptions(const EngineOptions& options);
+WAVEKV_EXPORT absl::Status ValidateEngineOptions(const EngineOptions& options);
 
 // INVALID_ARGUMENT naming the field.
-absl::Status ValidateTenantQuota(const TenantQuota& quota);
+WAVEKV_EXPORT absl::Status ValidateTenantQuota(const TenantQuota& quota);
 
 // An arena_bytes that holds num_tokens tokens in every layer, sealed, with their indexes, at most
 // num_sequences growing tails, and the segments that are being built: an estimate from above for
 // sizing, as clusters are split by the data. REQUIRES: valid options but for arena_bytes.
-int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t num_sequences = 1);
+WAVEKV_EXPORT int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t num_sequences = 1);
 
 // From protobuf text (proto/engine_config.proto). Fields left out keep the defaults above. Errors
 // name line and column: INVALID_ARGUMENT for text that does not parse or validate, NOT_FOUND for a
 // missing file.
-absl::StatusOr<EngineOptions> ParseEngineOptions(absl::string_view text);
-absl::StatusOr<EngineOptions> LoadEngineOptions(const std::string& path);
+WAVEKV_EXPORT absl::StatusOr<EngineOptions> ParseEngineOptions(absl::string_view text);
+WAVEKV_EXPORT absl::StatusOr<EngineOptions> LoadEngineOptions(const std::string& path);
 
 // A part of the sealed tokens of a sequence.
-class Budget {
+class WAVEKV_EXPORT Budget {
  public:
   // A share in [0, 1]; 1 means all of them.
   static constexpr Budget Ratio(double ratio) { return Budget(ratio, -1); }
@@ -115,7 +116,7 @@ struct AttendOptions {
 };
 
 // INVALID_ARGUMENT naming the field.
-absl::Status ValidateAttendOptions(const AttendOptions& options);
+WAVEKV_EXPORT absl::Status ValidateAttendOptions(const AttendOptions& options);
 
 }  // namespace wavekv
 

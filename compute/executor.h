@@ -6,12 +6,13 @@
 #include <memory>
 
 #include "absl/functional/function_ref.h"
+#include "wavekv/export.h"
 
 namespace wavekv {
 
 // Threads: ParallelFor may be called from several threads at once; the executor decides whether
 // such calls share its workers or wait for each other.
-class Executor {
+class WAVEKV_EXPORT Executor {
  public:
   virtual ~Executor() = default;
 
@@ -28,7 +29,7 @@ class Executor {
 
 // A pool of num_threads - 1 threads which the calling thread joins; num_threads >= 1. With one
 // thread the tasks run in the caller, in order. Concurrent ParallelFor calls take turns.
-std::unique_ptr<Executor> MakeThreadPool(int num_threads);
+WAVEKV_EXPORT std::unique_ptr<Executor> MakeThreadPool(int num_threads);
 
 }  // namespace wavekv
 

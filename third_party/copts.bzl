@@ -8,6 +8,9 @@ WAVEKV_COPTS = [
     "-Wnon-virtual-dtor",
     "-Woverloaded-virtual",
     "-Werror",
+    # The shared library shows what is marked WAVEKV_EXPORT and nothing else.
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
     # Designated initialisers leave the other fields at their defaults on purpose.
     "-Wno-missing-field-initializers",
     # g++ 12 reports std::string concatenation at -O2 (GCC PR 105651).

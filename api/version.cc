@@ -1,0 +1,7 @@
+#include "wavekv/version.h"
+
+namespace wavekv {
+
+const char* Version() { return WAVEKV_VERSION; }
+
+}  // namespace wavekv

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "proto/metadata.pb.h"
 #include "proto/storage_test.pb.h"
 #include "tests/storage_cases/metrics.h"
 #include "tests/testing/model_sequence.h"
@@ -86,6 +87,10 @@ class CaseWorld {
   absl::StatusOr<std::vector<float>> Queries(const v1::TensorSource& source, int layer,
                                              int64_t num_rows) const;
 
+  absl::StatusOr<v1::SequenceMetadata> Describe(const Sequence& sequence) const;
+  // So that what is sealed does not change while retrieval is measured.
+  void AwaitBuilds(const Sequence& sequence);
+  // REQUIRES: mutex_ is held.
   NamedSequence& Named(const std::string& name) { return sequences_.at(name); }
   Tenant TenantNamed(const v1::Step& step) const;
   Sequence Handle(const std::string& name) const;

@@ -70,6 +70,15 @@ std::vector<StepCheck> CheckStatuses(const v1::Step& step,
   return checks;
 }
 
+bool Expects(const v1::Step& step, std::initializer_list<const char*> metrics) {
+  for (const v1::Expectation& expectation : step.expect()) {
+    for (const char* metric : metrics) {
+      if (expectation.metric() == metric) return true;
+    }
+  }
+  return false;
+}
+
 StepCheck CheckMetric(const v1::Expectation& expectation, const StepNumbers& numbers) {
   const double got = FindMetric(expectation.metric())->value(numbers);
   StepCheck check{expectation.metric(), "", Format(got), false};

@@ -2,6 +2,7 @@
 #ifndef WAVEKV_TESTS_STORAGE_CASES_STEP_CHECKS_H_
 #define WAVEKV_TESTS_STORAGE_CASES_STEP_CHECKS_H_
 
+#include <initializer_list>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,6 +19,9 @@ bool IsExpected(const v1::Step& step, const absl::Status& status);
 // REQUIRES: a status.
 std::vector<StepCheck> CheckStatuses(const v1::Step& step,
                                      const std::vector<absl::Status>& statuses);
+
+// Whether the step expects something of one of these metrics.
+bool Expects(const v1::Step& step, std::initializer_list<const char*> metrics);
 
 StepCheck CheckMetric(const v1::Expectation& expectation, const StepNumbers& numbers);
 

@@ -46,7 +46,6 @@ StepResult ResultOf(const v1::Step& step, const StepOutcome& outcome) {
 
 StepResult TakeAlone(CaseWorld& world, const v1::Step& step) {
   StepOutcome outcome;
-  world.StartHistory();
   absl::Status names = world.ResolveTenant(step);
   if (names.ok()) names = world.ResolveSequence(step);
   if (!names.ok()) {
@@ -54,10 +53,12 @@ StepResult TakeAlone(CaseWorld& world, const v1::Step& step) {
   } else {
     const int64_t repeat = std::max<int64_t>(1, step.repeat());
     for (int64_t i = 0; i < repeat; ++i) {
+      world.StartHistory();
       outcome.statuses.push_back(world.Do(step, false, outcome.numbers, outcome.answers));
+      world.Compare(outcome.answers, outcome.numbers);
+      outcome.answers.clear();
       if (!IsExpected(step, outcome.statuses.back())) break;
     }
-    world.Compare(outcome.answers, outcome.numbers);
   }
   world.Collect(step, outcome.numbers);
   return ResultOf(step, outcome);

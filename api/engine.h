@@ -219,10 +219,11 @@ class WAVEKV_EXPORT Engine {
 
  private:
   friend class EngineTestPeer;
-  struct Impl;
-  explicit Engine(std::unique_ptr<Impl> impl);
+  struct WAVEKV_HIDDEN Impl;
+  WAVEKV_HIDDEN explicit Engine(std::unique_ptr<Impl> impl);
 
-  static std::vector<std::shared_ptr<StoredSequence>> Stored(absl::Span<const Sequence> sequences);
+  WAVEKV_HIDDEN static std::vector<std::shared_ptr<StoredSequence>> Stored(
+      absl::Span<const Sequence> sequences);
 
   std::unique_ptr<Impl> impl_;
 };

@@ -3,5 +3,7 @@
 #define WAVEKV_STORAGE_EXPORT_H_
 
 #define WAVEKV_EXPORT __attribute__((visibility("default")))
+// Of a public class, what is its own business.
+#define WAVEKV_HIDDEN __attribute__((visibility("hidden")))
 
 #endif  // WAVEKV_STORAGE_EXPORT_H_

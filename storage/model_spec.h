@@ -15,7 +15,7 @@ struct ModelSpec {
   int num_layers = 0;
   int num_q_heads = 0;
   int num_kv_heads = 0;
-  int head_dim_k = 0;                 // of keys and queries; a multiple of 8, at most 256
+  int head_dim_k = 0;                 // of keys and queries; a multiple of 8, at most 576
   int head_dim_v = 0;                 // of values and outputs; 0 means head_dim_k
   DType kv_dtype = DType::kBFloat16;  // as stored; appended rows are converted
   float softmax_scale = 0.0f;         // 0 means 1 / sqrt(head_dim_k)

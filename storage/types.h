@@ -56,7 +56,7 @@ enum class Device : uint8_t { kCpu = 1, kCuda = 2 };
 
 // head_dim is a multiple of kHeadDimStep and at most kHeadDimMax.
 inline constexpr int kHeadDimStep = 8;
-inline constexpr int kHeadDimMax = 256;
+inline constexpr int kHeadDimMax = 576;  // keys of multi-head latent attention, seen as one kv head
 
 }  // namespace wavekv
 

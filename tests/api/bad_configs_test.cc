@@ -78,10 +78,10 @@ void AddTexts(std::vector<BadConfig>& table) {
             "num_layers: 2 num_q_heads: 8 num_kv_heads: 3 head_dim_k: 64");
   add_model("KvHeadsMissing", "model.num_kv_heads", "num_layers: 2 num_q_heads: 8 head_dim_k: 64");
   add_model("HeadDimMissing", "model.head_dim_k", "num_layers: 2 num_q_heads: 8 num_kv_heads: 2");
-  add_model("HeadDimNoMultipleOfEight", "model.head_dim_k must be a multiple of 8 in [8, 256]",
+  add_model("HeadDimNoMultipleOfEight", "model.head_dim_k must be a multiple of 8 in [8, 576]",
             "num_layers: 2 num_q_heads: 8 num_kv_heads: 2 head_dim_k: 65");
-  add_model("HeadDimTooLarge", "got 264",
-            "num_layers: 2 num_q_heads: 8 num_kv_heads: 2 head_dim_k: 264");
+  add_model("HeadDimTooLarge", "got 584",
+            "num_layers: 2 num_q_heads: 8 num_kv_heads: 2 head_dim_k: 584");
   const std::string model = kModel;
   add_model("ValueDimTooLarge", "model.head_dim_v", (model + " head_dim_v: 1024").c_str());
   add_model("DTypeUnknown", "FLOAT8", (model + " kv_dtype: FLOAT8").c_str());

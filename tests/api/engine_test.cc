@@ -586,6 +586,7 @@ std::vector<ShapeCase> ShapeCases() {
     for (int group : {1, 4, 7, 8}) cases.push_back({dtype, 64, 64, 2 * group, 2});
     cases.push_back({dtype, 128, 64, 6, 1});
     cases.push_back({dtype, 8, 40, 3, 3});
+    cases.push_back({dtype, 576, 512, 16, 1});  // latent attention: keys carry a rotary part
   }
   return cases;
 }

@@ -28,7 +28,7 @@ inline std::vector<float> Poison(int64_t count) {
 }
 
 inline constexpr DType kAllDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
-inline constexpr int kHeadDims[] = {8, 40, 64, 80, 96, 128, 256};
+inline constexpr int kHeadDims[] = {8, 40, 64, 80, 96, 128, 256, 576};
 inline constexpr int kQueryCounts[] = {1, 2, 4, 7, 8, 33, 200};
 
 // Half a unit in the last place of 1: the relative error of one fp32 operation.

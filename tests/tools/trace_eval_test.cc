@@ -424,8 +424,8 @@ TEST(TraceEvalErrorsTest, NameWhatDoesNotFit) {
   };
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   TraceHead head = recorded.Head();
-  head.keys.row_elements = head.head_dim_k = 257;
-  expect(head, {}, absl::StatusCode::kUnimplemented, "k: expected a head_dim of at most 256");
+  head.keys.row_elements = head.head_dim_k = 577;
+  expect(head, {}, absl::StatusCode::kUnimplemented, "k: expected a head_dim of at most 576");
   head = recorded.Head();
   head.values.num_rows = 3;
   expect(head, {}, kInvalid, "v: expected 700 tokens, as the keys, got 3");

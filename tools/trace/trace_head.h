@@ -26,7 +26,7 @@ struct TraceHead {
   RowsView keys;           // [num_tokens, head_dim_k], after RoPE
   RowsView values;         // [num_tokens, head_dim_v]
   RowsView queries;        // [num_queries, group_size * head_dim_k], after RoPE, not scaled
-  int64_t head_dim_k = 0;  // at most 256, as is head_dim_v
+  int64_t head_dim_k = 0;  // at most 576, as is head_dim_v
   absl::Span<const int32_t> positions;  // [num_queries], any order: query i sees keys 0..position
   double softmax_scale = 0.0;
 };

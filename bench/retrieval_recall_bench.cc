@@ -2,7 +2,7 @@
 // of the 100 tokens of most mass, captured mass, error of the output, bytes read. The time is that
 // of one Retrieve: ranking all clusters for one query of one kv head.
 //
-// The last lines, one a source, at the default budget:
+// The last lines, one a source at the default budget: sharp, mid and flat heads, then the trace:
 //   recall tokens=.. heads=.. bytes_ratio=.. recall100=.. mass=.. rel_err_mean=.. rel_err_p95=..
 #include <benchmark/benchmark.h>
 
@@ -195,12 +195,12 @@ class RecallBench {
 
   absl::Status Prepare() {
     std::vector<std::unique_ptr<Source>> sources;
-    if (!arguments_.trace.empty()) {
-      WAVEKV_ASSIGN_OR_RETURN(sources.emplace_back(), RecordedSource(arguments_.trace));
-    }
     for (const auto kind :
          {synthetic::Sharpness::kSharp, synthetic::Sharpness::kMid, synthetic::Sharpness::kFlat}) {
       WAVEKV_ASSIGN_OR_RETURN(sources.emplace_back(), SyntheticSource(kind, arguments_.tokens[0]));
+    }
+    if (!arguments_.trace.empty()) {
+      WAVEKV_ASSIGN_OR_RETURN(sources.emplace_back(), RecordedSource(arguments_.trace));
     }
     for (const auto& source : sources) {
       WAVEKV_ASSIGN_OR_RETURN(std::vector<Measured> measured,

@@ -20,15 +20,20 @@ constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
 }  // namespace
 
 AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-                       AttendWorkspace& workspace)
+                       AttendWorkspace& workspace, StepObserver& observer, int layer)
     : model_(model),
       options_(options),
       backend_(backend),
       ws_(workspace),
+      observer_(observer),
+      layer_(layer),
       group_(model.gqa_group_size()),
-      kv_bytes_(model.key_row_bytes() + model.value_row_bytes()) {}
+      kv_bytes_(model.key_row_bytes() + model.value_row_bytes()) {
+  for (const SequenceView& view : ws_.views) num_rows_ += view.num_rows;
+}
 
 absl::Status AttendStep::LoadQueries(const TensorView& queries) {
+  const PhaseSpan span = Span(Phase::kLoad);
   // What a call left behind that failed half-way.
   ClearExact();
   ClearUnits();
@@ -69,10 +74,8 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
 }
 
 absl::Status AttendStep::Attend(AttendStats* stats) {
-  int64_t num_rows = 0;
-  for (const SequenceView& view : ws_.views) num_rows += view.num_rows;
-  ws_.outputs.resize(num_rows * model_.num_q_heads * model_.head_dim_v);
-  ws_.lses.resize(num_rows * model_.num_q_heads);
+  ws_.outputs.resize(num_rows_ * model_.num_q_heads * model_.head_dim_v);
+  ws_.lses.resize(num_rows_ * model_.num_q_heads);
 
   for (const SequenceView& view : ws_.views) {
     // Later rows see more: the exact ones, if any, come first.
@@ -92,8 +95,8 @@ absl::Status AttendStep::Attend(AttendStats* stats) {
   }
   WAVEKV_RETURN_IF_ERROR(FlushExact());
   WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
-  stats->rows += num_rows;
-  const double heads = static_cast<double>(num_rows) * model_.num_q_heads;
+  stats->rows += num_rows_;
+  const double heads = static_cast<double>(num_rows_) * model_.num_q_heads;
   if (heads > 0) {
     stats->estimated_mass_mean /= heads;
     stats->error_estimate_mean /= heads;
@@ -146,6 +149,7 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
 }
 
 absl::Status AttendStep::FlushExact() {
+  if (ws_.exact_parts.empty()) return absl::OkStatus();
   ws_.partial_outputs.resize(ws_.partial_lses.size() * model_.head_dim_v);
   ws_.attend_tasks.clear();
   ws_.states.clear();
@@ -170,8 +174,12 @@ absl::Status AttendStep::FlushExact() {
     ws_.attend_tasks.push_back(task);
     if (!only) ws_.states.push_back({outputs, lses});
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.AttendRows(ws_.attend_tasks));
+  {
+    const PhaseSpan span = Span(Phase::kRead);
+    WAVEKV_RETURN_IF_ERROR(backend_.AttendRows(ws_.attend_tasks));
+  }
 
+  const PhaseSpan span = Span(Phase::kMerge);
   size_t next_state = 0;
   for (size_t first = 0; first < ws_.exact_parts.size();) {
     const ExactPart& part = ws_.exact_parts[first];
@@ -211,6 +219,7 @@ void AttendStep::AccountExactRow(const SequenceView& view, int64_t row, AttendSt
 }
 
 absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const LseView& lse) {
+  const PhaseSpan span = Span(Phase::kStore);
   ws_.convert_tasks.clear();
   const int64_t element_bytes = DTypeBytes(output.dtype);
   const float to_base = options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f;

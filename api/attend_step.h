@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "api/step_observer.h"
 #include "api/step_view.h"
 #include "compute/backend.h"
 #include "wavekv/engine.h"  // RetrievedTokens
@@ -105,7 +106,7 @@ struct AttendWorkspace {
 class AttendStep {
  public:
   AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-             AttendWorkspace& workspace);
+             AttendWorkspace& workspace, StepObserver& observer, int layer);
 
   // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
   absl::Status LoadQueries(const TensorView& queries);
@@ -120,6 +121,7 @@ class AttendStep {
   absl::Status StoreOutputs(const MutableTensorView& output, const LseView& lse);
 
  private:
+  PhaseSpan Span(Phase phase) const { return PhaseSpan(observer_, phase, layer_, num_rows_); }
   int64_t head_states(const SequenceView& view) const { return view.num_rows * group_; }
   int64_t FirstState(const SequenceView& view, int kv_head, int64_t row) const {
     return (view.first_row * model_.num_kv_heads + kv_head * view.num_rows + row) * group_;
@@ -149,8 +151,11 @@ class AttendStep {
   const AttendOptions& options_;
   Backend& backend_;
   AttendWorkspace& ws_;
+  StepObserver& observer_;
+  const int layer_;
   const int group_;
   const int64_t kv_bytes_;  // K and V of one token and kv head
+  int64_t num_rows_ = 0;    // of the batch
 };
 
 }  // namespace wavekv

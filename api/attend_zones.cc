@@ -66,6 +66,7 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
 }
 
 absl::Status AttendStep::RankUnits() {
+  const PhaseSpan span = Span(Phase::kRank);
   const size_t num_clusters = ws_.sizes.size();
   ws_.probabilities.resize(num_clusters);
   ws_.zones.resize(num_clusters);
@@ -159,6 +160,7 @@ void AttendStep::AddUnitRanges(ZoneUnit& unit) {
 }
 
 absl::Status AttendStep::AttendUnits() {
+  const PhaseSpan span = Span(Phase::kRead);
   ws_.visible_ends.clear();
   for (const ZoneUnit& unit : ws_.units) {
     ws_.visible_ends.insert(ws_.visible_ends.end(), group_, unit.visible_end);
@@ -187,6 +189,7 @@ absl::Status AttendStep::AttendUnits() {
 }
 
 absl::Status AttendStep::EstimateUnits() {
+  const PhaseSpan span = Span(Phase::kEstimate);
   ws_.estimate_tasks.clear();
   for (const ZoneUnit& unit : ws_.units) {
     int64_t cluster = unit.first_cluster;
@@ -213,6 +216,7 @@ absl::Status AttendStep::EstimateUnits() {
 }
 
 absl::Status AttendStep::MergeUnits() {
+  const PhaseSpan span = Span(Phase::kMerge);
   ws_.states.resize(ws_.partial_lses.size() / group_);
   for (size_t part = 0; part < ws_.states.size(); ++part) {
     ws_.states[part] = {ws_.partial_outputs.data() + part * group_ * model_.head_dim_v,

@@ -9,6 +9,7 @@
 #include "cpu/cpu_backend.h"
 #include "index/segment_builder.h"
 #include "storage/cluster_index.h"
+#include "storage/log_message.h"
 #include "storage/status_macros.h"
 #include "wavekv/executor.h"
 
@@ -23,8 +24,9 @@ constexpr std::chrono::hours kForever{24 * 365};
 
 }  // namespace
 
-BuildQueue::BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads)
-    : model_(model), index_(index) {
+BuildQueue::BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads,
+                       StepObserver& observer)
+    : model_(model), index_(index), observer_(observer) {
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { RunThread(); });
 }
 
@@ -93,17 +95,28 @@ void BuildQueue::RunThread() {
 bool BuildQueue::RunJob(Job& job, Backend& backend) {
   const std::shared_ptr<Segment> segment = job.segment.lock();
   if (segment == nullptr) return false;
-  const auto start = std::chrono::steady_clock::now();
-  const bool sealed = Build(*segment, *job.account, backend).ok();
-  build_nanos_total_.fetch_add(
-      std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count());
-  if (sealed) return false;
+  absl::Status status;
+  {
+    const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1, segment->num_tokens());
+    status = Build(*segment, *job.account, backend);
+  }
+  if (status.ok()) {
+    failing_.store(false);
+    WAVEKV_LOG(kDebug, "sealed a segment of {} tokens from position {}", segment->num_tokens(),
+               segment->begin());
+    return false;
+  }
   const int64_t sealed_now = sealed_total_.load();
   if (sealed_now != job.sealed_before) {
     job.sealed_before = sealed_now;
     return true;
   }
   failures_total_.fetch_add(1);
+  // Once, until a build succeeds again: an arena that is full fails them all.
+  if (!failing_.exchange(true)) {
+    WAVEKV_LOG(kWarning, "segments cannot be sealed and stay exact: {}",
+               std::string(status.message()));
+  }
   segment->MarkUnsealable();
   return false;
 }

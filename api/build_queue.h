@@ -14,6 +14,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "api/step_observer.h"
 #include "storage/memory_account.h"
 #include "storage/segment.h"
 #include "wavekv/model_spec.h"
@@ -31,7 +32,9 @@ class Backend;
 // Threads: safe. The destructor waits for the builds that have begun.
 class BuildQueue {
  public:
-  BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads);
+  // The observer outlives the queue.
+  BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads,
+             StepObserver& observer);
   ~BuildQueue();
 
   BuildQueue(const BuildQueue&) = delete;
@@ -51,9 +54,6 @@ class BuildQueue {
   int64_t segments_sealed() const { return live_->load(); }
   int64_t segments_sealed_total() const { return sealed_total_.load(); }
   int64_t seal_failures_total() const { return failures_total_.load(); }
-  double build_seconds_total() const {
-    return static_cast<double>(build_nanos_total_.load()) * 1e-9;
-  }
 
  private:
   struct Job {
@@ -69,12 +69,13 @@ class BuildQueue {
 
   const ModelSpec model_;
   const IndexOptions index_;
+  StepObserver& observer_;
 
   // Sealed segments that exist, wherever they are held; outlives the queue through them.
   const std::shared_ptr<std::atomic<int64_t>> live_ = std::make_shared<std::atomic<int64_t>>(0);
   std::atomic<int64_t> sealed_total_{0};
   std::atomic<int64_t> failures_total_{0};
-  std::atomic<int64_t> build_nanos_total_{0};
+  std::atomic<bool> failing_{false};  // the last build did
 
   mutable std::mutex mutex_;
   std::condition_variable work_;   // a job came, or stop

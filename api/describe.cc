@@ -42,6 +42,17 @@ v1::EngineStats ToProto(const EngineStats& stats) {
   return proto;
 }
 
+v1::TenantStats ToProto(const TenantStore& tenant) {
+  v1::TenantStats proto;
+  proto.set_label(tenant.label());
+  proto.set_sequences(tenant.num_sequences());
+  proto.set_host_bytes_used(tenant.account().used_bytes());
+  proto.set_host_bytes_quota(tenant.account().quota_bytes());
+  proto.set_evicted_sequences_total(tenant.evicted_sequences_total());
+  proto.set_quota_rejects_total(tenant.account().rejects_total());
+  return proto;
+}
+
 v1::SegmentMetadata::State ToProto(Segment::State state) {
   switch (state) {
     case Segment::State::kPending:
@@ -74,7 +85,17 @@ v1::SegmentMetadata ToProto(const Segment& segment) {
 
 }  // namespace
 
-std::string Engine::StatsText() const { return ToText(ToProto(stats())); }
+std::string Engine::StatsText() const {
+  v1::EngineStats proto;
+  proto.ParseFromString(StatsProto());
+  return ToText(proto);
+}
+
+std::string Engine::StatsProto() const {
+  v1::EngineStats proto = ToProto(stats());
+  for (const auto& tenant : impl_->AllTenants()) *proto.add_tenant() = ToProto(*tenant);
+  return proto.SerializeAsString();
+}
 
 absl::StatusOr<std::string> Engine::Describe(const Sequence& sequence) const {
   WAVEKV_RETURN_IF_ERROR(impl_->CheckSequence(sequence.stored_));

@@ -1,7 +1,6 @@
 #include "wavekv/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <thread>
 #include <utility>
 
@@ -11,7 +10,9 @@
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
 #include "fmt/format.h"
+#include "storage/log_message.h"
 #include "storage/status_macros.h"
+#include "wavekv/version.h"
 
 namespace wavekv {
 namespace {
@@ -132,7 +133,16 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
   impl->context->cut_rule = {index.segment_tokens, index.update_tokens, index.sink_tokens,
                              index.window_tokens};
   WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
-  impl->builds = std::make_unique<BuildQueue>(model, index, requested.build_threads);
+  WAVEKV_ASSIGN_OR_RETURN(impl->observer, StepObserver::Create(requested.trace_path));
+  impl->builds =
+      std::make_unique<BuildQueue>(model, index, requested.build_threads, *impl->observer);
+  WAVEKV_LOG(
+      kInfo,
+      "engine opened, wavekv {}: {} layers, {} query and {} kv heads, head_dim {} and {}, {}, "
+      "arena of {} bytes, {} worker and {} build threads",
+      Version(), model.num_layers, model.num_q_heads, model.num_kv_heads, model.head_dim_k,
+      model.head_dim_v, DTypeName(model.kv_dtype), requested.arena_bytes,
+      impl->executor->num_workers(), requested.build_threads);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -140,8 +150,13 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Engine::~Engine() {
   impl_->builds.reset();
+  if (const std::string& path = impl_->observer->trace_path(); !path.empty()) {
+    const absl::Status status = impl_->observer->WriteTrace(path);
+    if (!status.ok()) WAVEKV_LOG(kError, "no trace: {}", std::string(status.message()));
+  }
   for (const auto& tenant : impl_->AllTenants()) tenant->Close();
   impl_->context->arena->ReleasePages();
+  WAVEKV_LOG(kInfo, "engine closed");
 }
 
 const EngineOptions& Engine::options() const { return impl_->options; }
@@ -161,6 +176,7 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
   if (!impl_->tenants.emplace(std::string(id), store).second) {
     return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
   }
+  WAVEKV_LOG(kDebug, "tenant {} opened", store->label());
   return Tenant(std::move(store));
 }
 
@@ -174,6 +190,7 @@ absl::Status Engine::CloseTenant(const Tenant& tenant) {
     impl_->tenants.erase(found);
   }
   tenant.store_->Close();
+  WAVEKV_LOG(kDebug, "tenant {} closed", tenant.store_->label());
   return absl::OkStatus();
 }
 
@@ -269,7 +286,6 @@ absl::StatusOr<Plan> Engine::MakePlan(const RaggedBatch& batch, const AttendOpti
 absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const TensorView& queries,
                                            const MutableTensorView& output, const LseView& lse,
                                            Stream stream) {
-  const auto start = std::chrono::steady_clock::now();
   WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
   if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
   PlanState& state = *plan.state_;
@@ -281,11 +297,16 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
       CheckTensor({"output", plan.num_rows(), model.num_q_heads, model.head_dim_v}, output));
   WAVEKV_RETURN_IF_ERROR(CheckLse("lse", plan.num_rows(), model.num_q_heads, lse));
 
+  StepObserver& observer = *impl_->observer;
+  const PhaseSpan span(observer, Phase::kAttend, layer, plan.num_rows());
   const PlanUse use(state);
   WAVEKV_RETURN_IF_ERROR(use.status());
-  WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  {
+    const PhaseSpan pin(observer, Phase::kPin, layer, plan.num_rows());
+    WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  }
   AttendStats stats;
-  AttendStep step(model, state.options, *impl_->backend, state.workspace);
+  AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
   WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse));
@@ -297,7 +318,6 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   impl_->tokens_estimated += stats.tokens_estimated;
   impl_->bytes_dense += stats.bytes_dense;
   impl_->bytes_read += stats.bytes_read;
-  impl_->attend_nanos += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
   return stats;
 }
 
@@ -312,12 +332,17 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
   WAVEKV_RETURN_IF_ERROR(
       CheckTensor({"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k}, queries));
 
+  const PhaseSpan span(*impl_->observer, Phase::kRetrieve, layer, plan.num_rows());
   const PlanUse use(state);
   WAVEKV_RETURN_IF_ERROR(use.status());
   WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
-  AttendStep step(model, state.options, *impl_->backend, state.workspace);
+  AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();
+}
+
+absl::Status Engine::WriteTrace(const std::string& path) const {
+  return impl_->observer->WriteTrace(path);
 }
 
 }  // namespace wavekv

@@ -209,10 +209,16 @@ class WAVEKV_EXPORT Engine {
 
   EngineStats stats() const;
 
-  // The statistics, and a sequence's layers and segments, as protobuf text: messages EngineStats of
-  // proto/engine_stats.proto and SequenceMetadata of proto/metadata.proto.
+  // The statistics, those of the tenants with them, and a sequence's layers and segments, as
+  // protobuf text: messages EngineStats of proto/engine_stats.proto and SequenceMetadata of
+  // proto/metadata.proto. StatsProto is the statistics' message serialised.
   std::string StatsText() const;
+  std::string StatsProto() const;
   absl::StatusOr<std::string> Describe(const Sequence& sequence) const;
+
+  // Writes the events so far to `path`. FAILED_PRECONDITION unless EngineOptions::trace_path is
+  // set; INVALID_ARGUMENT when the file cannot be written.
+  absl::Status WriteTrace(const std::string& path) const;
 
   // The statistics in Prometheus text format, names wavekv_*. Tenants appear as opaque labels.
   std::string PrometheusText() const;

@@ -139,6 +139,7 @@ absl::StatusOr<EngineOptions> EngineOptionsFromProto(const v1::EngineConfig& pro
   if (proto.has_build_threads()) options.build_threads = Saturate<int>(proto.build_threads());
   if (proto.has_device()) options.device = FromProto(proto.device());
   options.default_quota = FromProto(proto.default_quota());
+  options.trace_path = proto.trace_path();
   WAVEKV_RETURN_IF_ERROR(ValidateEngineOptions(options));
   return options;
 }

@@ -110,6 +110,7 @@ absl::Status Engine::Impl::CheckFinite(const AppendSource& source, size_t sequen
 absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
                                   absl::Span<const int32_t> cu_seqlens, int layer,
                                   const AppendSource& source) {
+  const PhaseSpan span(*observer, Phase::kAppend, layer, cu_seqlens.back());
   std::vector<SequenceWriter> writers;
   std::vector<StoredSequence*> keep;
   for (const auto& sequence : sequences) {

@@ -13,6 +13,7 @@
 #include "api/append_source.h"
 #include "api/attend_step.h"
 #include "api/build_queue.h"
+#include "api/step_observer.h"
 #include "compute/backend.h"
 #include "storage/tenant_store.h"
 #include "wavekv/engine.h"
@@ -33,6 +34,7 @@ struct Engine::Impl {
   std::shared_ptr<StoreContext> context;
   std::shared_ptr<Executor> executor;
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<StepObserver> observer;  // outlives builds
   std::unique_ptr<BuildQueue> builds;
 
   mutable std::mutex mutex;
@@ -47,7 +49,6 @@ struct Engine::Impl {
   std::atomic<int64_t> tokens_estimated{0};
   std::atomic<int64_t> bytes_dense{0};
   std::atomic<int64_t> bytes_read{0};
-  std::atomic<int64_t> attend_nanos{0};
 
   std::vector<std::shared_ptr<TenantStore>> AllTenants() const;
 

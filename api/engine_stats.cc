@@ -1,5 +1,4 @@
 // Engine::stats and its Prometheus text.
-#include <functional>
 #include <string>
 
 #include "api/engine_impl.h"
@@ -8,11 +7,6 @@
 
 namespace wavekv {
 namespace {
-
-// A tenant's id may be personal: metrics carry a number made of it instead.
-std::string TenantLabel(const std::string& id) {
-  return fmt::format("{:016x}", std::hash<std::string>{}(id));
-}
 
 void AddHeader(std::string& text, const char* name, const char* type, const char* help) {
   text += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
@@ -42,7 +36,7 @@ EngineStats Engine::stats() const {
   stats.segments_pending = builds.segments_pending();
   stats.segments_sealed_total = builds.segments_sealed_total();
   stats.seal_failures_total = builds.seal_failures_total();
-  stats.build_seconds_total = builds.build_seconds_total();
+  stats.build_seconds_total = impl_->observer->seconds(Phase::kBuild);
 
   stats.appended_tokens_total = impl_->appended_tokens;
   stats.attend_calls_total = impl_->attend_calls;
@@ -52,7 +46,7 @@ EngineStats Engine::stats() const {
   stats.tokens_estimated_total = impl_->tokens_estimated;
   stats.bytes_dense_total = impl_->bytes_dense;
   stats.bytes_read_total = impl_->bytes_read;
-  stats.attend_seconds_total = static_cast<double>(impl_->attend_nanos) * 1e-9;
+  stats.attend_seconds_total = impl_->observer->seconds(Phase::kAttend);
   return stats;
 }
 
@@ -61,29 +55,29 @@ std::string Engine::PrometheusText() const {
   std::string text;
   AddMetric(text, "wavekv_tenants", "gauge", "Open tenants.", stats.tenants);
   AddMetric(text, "wavekv_sequences", "gauge", "Live sequences.", stats.sequences);
-  AddHeader(text, "wavekv_bytes", "gauge", "Bytes of the arena by tier and state.");
-  text += fmt::format("wavekv_bytes{{tier=\"host\",state=\"live\"}} {}\n", stats.arena_bytes_used);
+  AddHeader(text, "wavekv_bytes", "gauge", "Bytes by tier and state: live ones by tenant.");
   text += fmt::format("wavekv_bytes{{tier=\"host\",state=\"free\"}} {}\n", stats.arena_bytes_free);
-
-  AddHeader(text, "wavekv_tenant_bytes", "gauge", "Bytes charged to a tenant by tier.");
   std::string quotas;
   std::string rejects;
   std::string evicted;
   for (const auto& tenant : impl_->AllTenants()) {
-    const std::string label = TenantLabel(tenant->id());
+    const std::string label = tenant->label();
     const MemoryAccount& account = tenant->account();
-    text += fmt::format("wavekv_tenant_bytes{{tier=\"host\",tenant=\"{}\"}} {}\n", label,
+    text += fmt::format("wavekv_bytes{{tier=\"host\",state=\"live\",tenant=\"{}\"}} {}\n", label,
                         account.used_bytes());
     quotas += fmt::format("wavekv_quota_bytes{{tier=\"host\",tenant=\"{}\",kind=\"ceiling\"}} {}\n",
                           label, account.quota_bytes());
-    rejects += fmt::format("wavekv_quota_reject_total{{tenant=\"{}\"}} {}\n", label,
-                           account.rejects_total());
-    evicted += fmt::format("wavekv_evicted_sequences_total{{tenant=\"{}\"}} {}\n", label,
-                           tenant->evicted_sequences_total());
+    rejects += fmt::format("wavekv_quota_reject_total{{tenant=\"{}\",reason=\"bytes\"}} {}\n",
+                           label, account.rejects_total());
+    rejects += fmt::format("wavekv_quota_reject_total{{tenant=\"{}\",reason=\"sequences\"}} {}\n",
+                           label, tenant->sequence_rejects_total());
+    evicted += fmt::format("wavekv_evicted_sequences_total{{tenant=\"{}\",reason=\"quota\"}} {}\n",
+                           label, tenant->evicted_sequences_total());
   }
   AddHeader(text, "wavekv_quota_bytes", "gauge", "Quota of a tenant; 0 is the whole arena.");
   text += quotas;
-  AddHeader(text, "wavekv_quota_reject_total", "counter", "Allocations refused to a tenant.");
+  AddHeader(text, "wavekv_quota_reject_total", "counter",
+            "Allocations and sequences refused to a tenant.");
   text += rejects;
   AddHeader(text, "wavekv_evicted_sequences_total", "counter",
             "Sequences a tenant lost to its own newer ones.");
@@ -118,8 +112,17 @@ std::string Engine::PrometheusText() const {
             "Bytes that exact attention would have read.", stats.bytes_dense_total);
   AddMetric(text, "wavekv_read_bytes_total", "counter", "Bytes read, index included.",
             stats.bytes_read_total);
-  AddMetric(text, "wavekv_attend_seconds_total", "counter", "Time of Attend calls.",
+  AddMetric(text, "wavekv_attend_call_seconds_total", "counter", "Time of Attend calls.",
             stats.attend_seconds_total);
+  AddHeader(text, "wavekv_attend_seconds_total", "counter",
+            "Time of Attend and Retrieve calls by phase.");
+  for (const Phase phase : {Phase::kPin, Phase::kLoad, Phase::kRank, Phase::kRead, Phase::kEstimate,
+                            Phase::kMerge, Phase::kStore}) {
+    text += fmt::format("wavekv_attend_seconds_total{{phase=\"{}\"}} {}\n", PhaseName(phase),
+                        impl_->observer->seconds(phase));
+  }
+  AddMetric(text, "wavekv_append_seconds_total", "counter", "Time of Append calls.",
+            impl_->observer->seconds(Phase::kAppend));
   return text;
 }
 

@@ -17,8 +17,9 @@ namespace wavekv {
 // num_heads], all in `base`. output and lse may be those of state 0. An lse of -infinity marks the
 // empty state; if all are empty the result is output 0 and lse -infinity. Errors: INVALID_ARGUMENT
 // for no states, differing shapes, null pointers, an lse that is NaN or +infinity.
-WAVEKV_EXPORT absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const LseView> lses,
-                         LseBase base, const MutableTensorView& output, const LseView& lse);
+WAVEKV_EXPORT absl::Status MergeStates(absl::Span<const TensorView> outputs,
+                                       absl::Span<const LseView> lses, LseBase base,
+                                       const MutableTensorView& output, const LseView& lse);
 
 }  // namespace wavekv
 

@@ -50,6 +50,10 @@ struct EngineOptions {
   std::shared_ptr<Executor> executor;  // the caller's own threads in place of worker_threads
   TenantQuota default_quota;           // of tenants that are opened without one
   Device device = Device::kCpu;
+  // Where the engine writes, when it closes, what its calls and builds did when: Chrome's trace
+  // JSON of the newest 65,536 events, for chrome://tracing or ui.perfetto.dev. Empty: nothing is
+  // kept. INVALID_ARGUMENT from Open when the file cannot be written.
+  std::string trace_path;
 };
 
 // INVALID_ARGUMENT naming the first field that is out of range, with expected and got.
@@ -61,7 +65,8 @@ WAVEKV_EXPORT absl::Status ValidateTenantQuota(const TenantQuota& quota);
 // An arena_bytes that holds num_tokens tokens in every layer, sealed, with their indexes, at most
 // num_sequences growing tails, and the segments that are being built: an estimate from above for
 // sizing, as clusters are split by the data. REQUIRES: valid options but for arena_bytes.
-WAVEKV_EXPORT int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t num_sequences = 1);
+WAVEKV_EXPORT int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens,
+                                    int64_t num_sequences = 1);
 
 // From protobuf text (proto/engine_config.proto). Fields left out keep the defaults above. Errors
 // name line and column: INVALID_ARGUMENT for text that does not parse or validate, NOT_FOUND for a

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "fmt/format.h"
+#include "storage/log_message.h"
 #include "storage/status_macros.h"
 
 namespace wavekv {
@@ -196,6 +197,7 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> TenantStore::Insert(
   if (closed_) return absl::NotFoundError("tenant: no such tenant (never opened here, or closed)");
   const int64_t count = static_cast<int64_t>(sequences_.size());
   if (quota_.max_sequences > 0 && count >= quota_.max_sequences) {
+    sequence_rejects_total_.fetch_add(1);
     return absl::ResourceExhaustedError(
         fmt::format("tenant quota of sequences: requested 1, available {}, quota {}",
                     std::max<int64_t>(0, quota_.max_sequences - count), quota_.max_sequences));
@@ -245,6 +247,16 @@ int64_t TenantStore::HeldBytes(absl::Span<StoredSequence* const> sequences) cons
   return bytes;
 }
 
+std::string TenantStore::label() const {
+  return fmt::format("{:016x}", std::hash<std::string>{}(id_));
+}
+
+void TenantStore::NoteRefusal(const absl::Status& status) const {
+  if (!status.ok()) {
+    WAVEKV_LOG(kInfo, "tenant {} refused: {}", label(), std::string(status.message()));
+  }
+}
+
 bool TenantStore::EvictOne(absl::Span<StoredSequence* const> keep) {
   std::vector<std::shared_ptr<StoredSequence>> by_recency;
   {
@@ -259,6 +271,7 @@ bool TenantStore::EvictOne(absl::Span<StoredSequence* const> keep) {
     // One that is being written to is in use: the next oldest is tried.
     if (!Remove(sequence).ok()) continue;
     evicted_sequences_total_.fetch_add(1);
+    WAVEKV_LOG(kInfo, "tenant {}: sequence {} evicted for its newer ones", label(), sequence->id());
     return true;
   }
   return false;

@@ -134,9 +134,14 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   auto WithEviction(absl::Span<StoredSequence* const> keep,
                     absl::FunctionRef<absl::Status()> may_evict, Attempt attempt) {
     auto result = attempt();
-    if (result.ok() || !IsExhausted(result) || !evicts_own()) return result;
+    if (result.ok() || !IsExhausted(result)) return result;
+    if (!evicts_own()) {
+      NoteRefusal(result);
+      return result;
+    }
     if (absl::Status status = may_evict(); !status.ok()) return decltype(result)(status);
     while (!result.ok() && IsExhausted(result) && EvictOne(keep)) result = attempt();
+    NoteRefusal(result);
     return result;
   }
   template <typename Attempt>
@@ -152,10 +157,14 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   void SetQuota(const StoreQuota& quota);
 
   const std::string& id() const { return id_; }
+  // Stands for the id, which may be personal, in logs and metrics.
+  std::string label() const;
   const std::shared_ptr<StoreContext>& context() const { return context_; }
   const MemoryAccount& account() const { return *account_; }
   bool closed() const;
   int64_t num_sequences() const;
+  // Sequences refused for max_sequences; refused bytes are the account's rejects_total().
+  int64_t sequence_rejects_total() const { return sequence_rejects_total_.load(); }
   int64_t evicted_sequences_total() const { return evicted_sequences_total_.load(); }
   std::vector<std::shared_ptr<StoredSequence>> sequences() const;
 
@@ -168,6 +177,12 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
     return IsExhausted(result.status());
   }
 
+  void NoteRefusal(const absl::Status& status) const;
+  template <typename T>
+  void NoteRefusal(const absl::StatusOr<T>& result) const {
+    NoteRefusal(result.status());
+  }
+
   absl::Status CheckOwned(const std::shared_ptr<StoredSequence>& sequence) const;
   absl::StatusOr<std::shared_ptr<StoredSequence>> Insert(std::shared_ptr<StoredSequence> sequence);
   bool evicts_own() const;
@@ -178,6 +193,7 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   const std::shared_ptr<StoreContext> context_;
   const std::shared_ptr<MemoryAccount> account_;
   std::atomic<int64_t> evicted_sequences_total_{0};
+  std::atomic<int64_t> sequence_rejects_total_{0};
 
   mutable std::mutex mutex_;
   // Guarded by mutex_.

@@ -197,7 +197,7 @@ class World {
   std::string State() {
     std::string state = engine->StatsText();
     // Attend calls of the digests below, and refusals, are counted.
-    for (const char* counter : {"attend", "tokens", "bytes_dense", "bytes_read"}) {
+    for (const char* counter : {"attend", "tokens", "bytes_dense", "bytes_read", "rejects"}) {
       for (size_t at = 0; (at = state.find(counter)) != std::string::npos;) {
         const size_t begin = state.rfind('\n', at) + 1;  // npos + 1 is 0
         state.erase(begin, state.find('\n', at) + 1 - begin);

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
+#include "proto/engine_stats.pb.h"
 #include "tests/api/small_engine.h"
 #include "wavekv/engine.h"
 
@@ -453,7 +455,6 @@ TEST_F(TenantsTest, PrometheusTextIsWellFormedAndSaysWhatTheStatisticsSay) {
   };
   EXPECT_EQ(at("wavekv_tenants"), 2);
   EXPECT_EQ(at("wavekv_sequences"), 2);
-  EXPECT_EQ(at("wavekv_bytes{tier=\"host\",state=\"live\"}"), stats.arena_bytes_used);
   EXPECT_EQ(at("wavekv_bytes{tier=\"host\",state=\"free\"}"), stats.arena_bytes_free);
   EXPECT_EQ(at("wavekv_segments{state=\"sealed\"}"), stats.segments_sealed);
   EXPECT_EQ(at("wavekv_segments{state=\"pending\"}"), 0);
@@ -474,7 +475,7 @@ TEST_F(TenantsTest, PrometheusTextIsWellFormedAndSaysWhatTheStatisticsSay) {
   double evicted = 0;
   int num_tenants = 0;
   for (const auto& [name, value] : samples) {
-    if (name.rfind("wavekv_tenant_bytes{", 0) == 0) {
+    if (name.rfind("wavekv_bytes{tier=\"host\",state=\"live\",tenant=\"", 0) == 0) {
       tenant_bytes += value;
       ++num_tenants;
     }
@@ -483,6 +484,32 @@ TEST_F(TenantsTest, PrometheusTextIsWellFormedAndSaysWhatTheStatisticsSay) {
   EXPECT_EQ(num_tenants, 2);
   EXPECT_EQ(static_cast<int64_t>(tenant_bytes), stats.arena_bytes_used);
   EXPECT_EQ(evicted, 1);
+  double phases = 0;
+  for (const char* phase : {"pin", "load", "rank", "read", "estimate", "merge", "store"}) {
+    const double seconds =
+        samples.at("wavekv_attend_seconds_total{phase=\"" + std::string(phase) + "\"}");
+    EXPECT_GT(seconds, 0.0) << phase;
+    phases += seconds;
+  }
+  EXPECT_LE(phases, samples.at("wavekv_attend_call_seconds_total"));
+  EXPECT_GT(samples.at("wavekv_append_seconds_total"), 0.0);
+}
+
+TEST_F(TenantsTest, StatisticsAsAMessageHoldTheTenants) {
+  Tenant alice = Open("alice", {.host_bytes = 1 << 20});
+  const Sequence sequence = Filled(alice, 300, 1);
+  Seal(sequence);
+  v1::EngineStats proto;
+  ASSERT_TRUE(proto.ParseFromString(engine_->StatsProto()));
+  EXPECT_EQ(proto.arena_bytes_used(), engine_->stats().arena_bytes_used);
+  ASSERT_EQ(proto.tenant_size(), 1);
+  EXPECT_EQ(proto.tenant(0).sequences(), 1);
+  EXPECT_EQ(proto.tenant(0).host_bytes_used(), alice.stats()->host_bytes_used);
+  EXPECT_EQ(proto.tenant(0).host_bytes_quota(), 1 << 20);
+  EXPECT_THAT(proto.tenant(0).label(), ::testing::Not(HasSubstr("alice")));
+  v1::EngineStats from_text;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(engine_->StatsText(), &from_text));
+  EXPECT_EQ(from_text.SerializeAsString(), engine_->StatsProto());
 }
 
 TEST_F(TenantsTest, PrometheusTextOfAnIdleEngineIsWellFormed) {

@@ -49,7 +49,7 @@ v1::TenantStats ToProto(const TenantStore& tenant) {
   proto.set_host_bytes_used(tenant.account().used_bytes());
   proto.set_host_bytes_quota(tenant.account().quota_bytes());
   proto.set_evicted_sequences_total(tenant.evicted_sequences_total());
-  proto.set_quota_rejects_total(tenant.account().rejects_total());
+  proto.set_quota_rejects_total(tenant.rejects_total());
   return proto;
 }
 

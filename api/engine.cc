@@ -112,7 +112,7 @@ absl::StatusOr<TenantStats> Tenant::stats() const {
   stats.host_bytes_used = store_->account().used_bytes();
   stats.host_bytes_quota = store_->account().quota_bytes();
   stats.evicted_sequences_total = store_->evicted_sequences_total();
-  stats.quota_rejects_total = store_->account().rejects_total();
+  stats.quota_rejects_total = store_->rejects_total();
   return stats;
 }
 

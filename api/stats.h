@@ -33,7 +33,7 @@ struct TenantStats {
   int64_t host_bytes_used = 0;
   int64_t host_bytes_quota = 0;  // 0: the whole arena
   int64_t evicted_sequences_total = 0;
-  int64_t quota_rejects_total = 0;
+  int64_t quota_rejects_total = 0;  // of bytes and of sequences, also where eviction then helped
 };
 
 // Invariant: arena_bytes_used + arena_bytes_free = arena_bytes, and, while no call or build runs,

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <limits>
+#include <random>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -248,7 +251,11 @@ int64_t TenantStore::HeldBytes(absl::Span<StoredSequence* const> sequences) cons
 }
 
 std::string TenantStore::label() const {
-  return fmt::format("{:016x}", std::hash<std::string>{}(id_));
+  static const uint64_t salt = [] {
+    std::random_device random;
+    return uint64_t{random()} << 32 | random();
+  }();
+  return fmt::format("{:016x}", std::hash<std::string>{}(fmt::format("{:016x}{}", salt, id_)));
 }
 
 void TenantStore::NoteRefusal(const absl::Status& status) const {

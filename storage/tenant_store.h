@@ -139,7 +139,10 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
       NoteRefusal(result);
       return result;
     }
-    if (absl::Status status = may_evict(); !status.ok()) return decltype(result)(status);
+    if (absl::Status status = may_evict(); !status.ok()) {
+      if (IsExhausted(status)) NoteRefusal(status);
+      return decltype(result)(status);
+    }
     while (!result.ok() && IsExhausted(result) && EvictOne(keep)) result = attempt();
     NoteRefusal(result);
     return result;
@@ -157,14 +160,16 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   void SetQuota(const StoreQuota& quota);
 
   const std::string& id() const { return id_; }
-  // Stands for the id, which may be personal, in logs and metrics.
+  // Stands for the id, which may be personal, in logs and metrics: the same for the same id while
+  // the process lives, and no use to whoever guesses ids.
   std::string label() const;
   const std::shared_ptr<StoreContext>& context() const { return context_; }
   const MemoryAccount& account() const { return *account_; }
   bool closed() const;
   int64_t num_sequences() const;
-  // Sequences refused for max_sequences; refused bytes are the account's rejects_total().
+  // Refusals for max_sequences; for bytes they are the account's rejects_total().
   int64_t sequence_rejects_total() const { return sequence_rejects_total_.load(); }
+  int64_t rejects_total() const { return account_->rejects_total() + sequence_rejects_total(); }
   int64_t evicted_sequences_total() const { return evicted_sequences_total_.load(); }
   std::vector<std::shared_ptr<StoredSequence>> sequences() const;
 

@@ -171,11 +171,14 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
         fmt::format("tenant id must have 1 to {} bytes, got {}", kTenantIdBytesMax, id.size()));
   }
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
-  std::lock_guard<std::mutex> lock(impl_->mutex);
   auto store = std::make_shared<TenantStore>(std::string(id), impl_->context, ToStoreQuota(quota));
-  if (!impl_->tenants.emplace(std::string(id), store).second) {
-    return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+  {
+    std::lock_guard<std::mutex> lock(impl_->mutex);
+    if (!impl_->tenants.emplace(std::string(id), store).second) {
+      return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+    }
   }
+  // Outside of the lock: the sink may call the engine.
   WAVEKV_LOG(kDebug, "tenant {} opened", store->label());
   return Tenant(std::move(store));
 }
@@ -335,7 +338,10 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
   const PhaseSpan span(*impl_->observer, Phase::kRetrieve, layer, plan.num_rows());
   const PlanUse use(state);
   WAVEKV_RETURN_IF_ERROR(use.status());
-  WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  {
+    const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
+    WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  }
   AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();

@@ -52,7 +52,8 @@ struct EngineOptions {
   Device device = Device::kCpu;
   // Where the engine writes, when it closes, what its calls and builds did when: Chrome's trace
   // JSON of the newest 65,536 events, for chrome://tracing or ui.perfetto.dev. Empty: nothing is
-  // kept. INVALID_ARGUMENT from Open when the file cannot be written.
+  // kept. Each engine needs a path of its own. INVALID_ARGUMENT from Open when the file cannot be
+  // written.
   std::string trace_path;
 };
 

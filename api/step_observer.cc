@@ -86,23 +86,26 @@ absl::Status StepObserver::WriteTrace(const std::string& path) const {
     dropped = std::max<int64_t>(0, num_events_ - kEventsMax);
     for (int64_t i = dropped; i < num_events_; ++i) events.push_back(events_[i % kEventsMax]);
   }
-  std::string text = fmt::format(
+  OpenFile file(std::fopen(path.c_str(), "wb"), &std::fclose);
+  if (file == nullptr) return CannotWrite("path", path);
+  const auto write = [&file](const std::string& text) {
+    return std::fwrite(text.data(), 1, text.size(), file.get()) == text.size();
+  };
+  bool written = write(fmt::format(
       "{{\"displayTimeUnit\": \"ms\", \"otherData\": {{\"wavekv\": \"{}\", \"dropped_events\": "
       "{}}},\n\"traceEvents\": [\n{{\"name\": \"process_name\", \"ph\": \"M\", \"pid\": {}, "
       "\"args\": {{\"name\": \"wavekv\"}}}}",
-      WAVEKV_VERSION, dropped, getpid());
-  for (const Event& event : events) {
-    text += fmt::format(
+      WAVEKV_VERSION, dropped, getpid()));
+  for (size_t i = 0; i < events.size() && written; ++i) {
+    const Event& event = events[i];
+    written = write(fmt::format(
         ",\n{{\"name\": \"{}\", \"cat\": \"wavekv\", \"ph\": \"X\", \"ts\": {:.3f}, \"dur\": "
         "{:.3f}, \"pid\": {}, \"tid\": {}, \"args\": {{\"layer\": {}, \"{}\": {}}}}}",
         PhaseName(event.phase), static_cast<double>(event.begin_nanos) * 1e-3,
         static_cast<double>(event.nanos) * 1e-3, getpid(), event.thread, event.layer,
-        CountName(event.phase), event.count);
+        CountName(event.phase), event.count));
   }
-  text += "\n]}\n";
-  OpenFile file(std::fopen(path.c_str(), "wb"), &std::fclose);
-  if (file == nullptr) return CannotWrite("path", path);
-  const bool written = std::fwrite(text.data(), 1, text.size(), file.get()) == text.size();
+  written = written && write("\n]}\n");
   if (std::fclose(file.release()) != 0 || !written) return CannotWrite("path", path);
   return absl::OkStatus();
 }

@@ -136,6 +136,28 @@ TEST_F(LogTest, RefusedAndEvictedIsTold) {
   EXPECT_THAT(messages(), Contains(Pair(LogLevel::kInfo, HasSubstr("evicted"))));
 }
 
+TEST_F(LogTest, ACallThatEvictionCannotServeIsToldAsRefused) {
+  auto engine = testing::OpenEngine();
+  const Tenant tenant = *engine->OpenTenant(
+      "one", {.host_bytes = 64 << 10, .on_limit = TenantQuota::OnLimit::kEvictOwn});
+  const Sequence sequence = *tenant.CreateSequence();
+  ASSERT_TRUE(absl::IsResourceExhausted(testing::AppendRandom(*engine, sequence, 4000, 1)));
+  EXPECT_THAT(messages(), Contains(Pair(LogLevel::kInfo, HasSubstr("refused: tenant quota"))));
+}
+
+TEST_F(LogTest, ASinkMayCallTheEngine) {
+  auto engine = testing::OpenEngine();
+  SetLogSink([&](LogLevel, absl::string_view) { engine->PrometheusText(); });
+  const Tenant tenant = *engine->OpenTenant("one", {.max_sequences = 1});
+  const Sequence sequence = *tenant.CreateSequence();
+  EXPECT_FALSE(tenant.CreateSequence().ok());
+  ASSERT_TRUE(testing::AppendRandom(*engine, sequence, 300, 1).ok());
+  ASSERT_TRUE(engine->BuildSegments(sequence).ok());
+  ASSERT_TRUE(engine->WaitForBuilds(sequence).ok());
+  EXPECT_TRUE(engine->CloseTenant(tenant).ok());
+  SetLogSink({});
+}
+
 TEST_F(LogTest, SegmentsThatCannotBeSealedAreToldOnce) {
   auto engine = testing::OpenEngine();
   const Tenant tenant = *engine->OpenTenant("one");

@@ -38,6 +38,16 @@ std::vector<float> RunSteps(const EngineOptions& options, const std::string& mid
   EXPECT_TRUE(engine->BuildSegments(sequence).ok());
   EXPECT_TRUE(engine->WaitForBuilds(sequence).ok());
   const auto digest = testing::Digest(*engine, sequence, AttendOptions());
+  const int32_t cu_seqlens[] = {0, 1};
+  const ModelSpec& model = options.model;
+  const std::vector<float> query =
+      testing::Random(5).Gaussians(model.num_q_heads * model.head_dim_k);
+  const Plan plan = *engine->MakePlan({{&sequence, 1}, cu_seqlens});
+  EXPECT_TRUE(engine
+                  ->Retrieve(plan, 0,
+                             TensorView::Dense(query.data(), DType::kFloat32, 1, model.num_q_heads,
+                                               model.head_dim_k))
+                  .ok());
   EXPECT_TRUE(digest.ok()) << digest.status();
   if (!midway.empty()) {
     EXPECT_TRUE(engine->WriteTrace(midway).ok());
@@ -53,7 +63,7 @@ TEST(StepTraceTest, HoldsNestedPhasesThatATracingPageLoads) {
   EXPECT_EQ(trace["otherData"]["dropped_events"], 0);
 
   std::map<std::string, int> count;
-  std::vector<Json> attends;
+  std::vector<Json> calls;
   std::set<int64_t> build_threads, call_threads;
   for (const Json& event : trace["traceEvents"]) {
     if (event["ph"] == "M") continue;
@@ -63,7 +73,7 @@ TEST(StepTraceTest, HoldsNestedPhasesThatATracingPageLoads) {
     EXPECT_TRUE(event["pid"].is_number_integer());
     const std::string name = event["name"];
     ++count[name];
-    if (name == "attend") attends.push_back(event);
+    if (name == "attend" || name == "retrieve") calls.push_back(event);
     (name == "build" ? build_threads : call_threads).insert(event["tid"].get<int64_t>());
     if (name == "build") {
       EXPECT_EQ(event["args"]["tokens"].get<int64_t>() % 64, 0);
@@ -71,9 +81,11 @@ TEST(StepTraceTest, HoldsNestedPhasesThatATracingPageLoads) {
   }
   EXPECT_EQ(count["append"], 2);
   EXPECT_EQ(count["attend"], 2);
-  for (const char* phase : {"pin", "load", "rank", "read", "estimate", "merge", "store"}) {
+  EXPECT_EQ(count["retrieve"], 1);
+  for (const char* phase : {"read", "estimate", "merge", "store"}) {
     EXPECT_EQ(count[phase], 2) << phase;
   }
+  for (const char* phase : {"pin", "load", "rank"}) EXPECT_EQ(count[phase], 3) << phase;
   EXPECT_GT(count["build"], 0);
   EXPECT_EQ(call_threads.size(), 1u);
   for (const int64_t thread : build_threads) EXPECT_FALSE(call_threads.contains(thread));
@@ -81,14 +93,15 @@ TEST(StepTraceTest, HoldsNestedPhasesThatATracingPageLoads) {
   // Phases lie within the call of their layer. Times are cut to nanoseconds.
   for (const Json& event : trace["traceEvents"]) {
     const std::string name = event["name"];
-    if (event["ph"] == "M" || name == "append" || name == "attend" || name == "build") continue;
+    if (event["ph"] == "M" || name == "append" || name == "build") continue;
+    if (name == "attend" || name == "retrieve") continue;
     const int layer = event["args"]["layer"];
     EXPECT_EQ(event["args"]["rows"], 1);
     bool within = false;
-    for (const Json& attend : attends) {
-      const double begin = attend["ts"].get<double>() - 0.002;
-      const double end = begin + attend["dur"].get<double>() + 0.004;
-      within = within || (attend["args"]["layer"] == layer && event["ts"].get<double>() >= begin &&
+    for (const Json& call : calls) {
+      const double begin = call["ts"].get<double>() - 0.002;
+      const double end = begin + call["dur"].get<double>() + 0.004;
+      within = within || (call["args"]["layer"] == layer && event["ts"].get<double>() >= begin &&
                           event["ts"].get<double>() + event["dur"].get<double>() <= end);
     }
     EXPECT_TRUE(within) << event;

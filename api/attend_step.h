@@ -33,12 +33,23 @@ struct ZoneUnit {
   int64_t first_cluster = 0;  // in sizes, zones, probabilities, retrieved; times G in log_masses
                               // and rank_scores
   int64_t num_clusters = 0;
-  int64_t num_retrieved = 0;
+  int64_t num_retrieved = 0;  // clusters of the retrieval or the sketch zone
   int64_t sealed_tokens = 0;
+
+  int64_t first_sketch_token = 0;  // in chosen, probabilities; times G in logits and scores
+  int64_t num_sketch_tokens = 0;
+  int64_t num_chosen = 0;
 
   size_t first_piece = 0;
   size_t num_pieces = 0;
   int64_t first_part = 0;  // of its pieces, then its indexes; times G in partial_lses
+};
+
+// The sketch zone of one unit in one index.
+struct SketchPart {
+  int64_t first_cluster = 0;  // in sketch_clusters
+  int64_t num_clusters = 0;
+  int64_t first_token = 0;  // among the unit's
 };
 
 // Some queries of one kv head over one piece of its ranges.
@@ -58,6 +69,7 @@ struct AttendWorkspace {
   // Rows regrouped by (sequence, kv head, row, head of the group), so that the queries that share
   // keys are neighbours: [num_states, head_dim_k], [num_states, head_dim_v] and [num_states].
   std::vector<float> queries;
+  std::vector<float> rotated_queries;  // of the units, in their order
   std::vector<float> outputs;
   std::vector<float> lses;
 
@@ -78,7 +90,14 @@ struct AttendWorkspace {
   std::vector<float> probabilities;
   std::vector<Zone> zones;
   std::vector<uint32_t> retrieved;
-  std::vector<uint32_t> retrieved_in_order;  // of one unit
+  std::vector<SketchPart> sketch_parts;   // as indexes
+  std::vector<uint32_t> sketch_clusters;  // numbers within their index, ascending
+  std::vector<float> token_logits;
+  std::vector<float> token_scores;
+  std::vector<float> token_probabilities;
+  std::vector<uint8_t> chosen;
+  std::vector<int64_t> num_value_means;  // as indexes
+  std::vector<int64_t> num_super_value_means;
   std::vector<float> missing_mass;
   std::vector<float> value_variance;
   std::vector<float> estimated_outputs;
@@ -90,8 +109,11 @@ struct AttendWorkspace {
   };
   std::vector<Flag> finite;  // per convert task
   std::vector<ConvertRowsTask> convert_tasks;
+  std::vector<RotateRowsTask> rotate_tasks;
   std::vector<ScoreClustersTask> score_tasks;
   std::vector<SelectClustersTask> select_tasks;
+  std::vector<ScoreTokensTask> score_tokens_tasks;
+  std::vector<SelectTokensTask> select_tokens_tasks;
   std::vector<AttendRowsTask> attend_tasks;
   std::vector<EstimateClustersTask> estimate_tasks;
   std::vector<AttentionState> states;
@@ -135,13 +157,23 @@ class AttendStep {
 
   void AddUnits(const SequenceView& view, int64_t row);
   absl::Status RankUnits();
+  absl::Status ScoreUnits();
+  absl::Status SelectUnits();
+  void AddSketch(ZoneUnit& unit);
+  absl::Status RankTokens();
+  void ReadMostlyChosenWhole(ZoneUnit& unit);
+  MassEstimate mass() const {
+    return options_.zones == Zones::kPaper ? MassEstimate::kLowerBound : options_.mass;
+  }
   RetrievedTokens RetrievedBy(const ZoneUnit& unit) const;
   absl::Status FlushUnits(AttendStats* stats);
   void AddUnitRanges(ZoneUnit& unit);
+  void AddChosenRanges(const ZoneUnit& unit);
   absl::Status AttendUnits();
   absl::Status EstimateUnits();
   absl::Status MergeUnits();
   void AccountUnit(const ZoneUnit& unit, AttendStats* stats) const;
+  int64_t IndexBytesRead(const ZoneUnit& unit) const;
   double PredictError(const ZoneUnit& unit, int query) const;
   void ClearUnits();
 

@@ -48,6 +48,17 @@ absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
 }
 
 RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
+  // Where the tokens of a cluster stand in `chosen`, by number of the cluster in the unit.
+  std::vector<int64_t> first_tokens;
+  if (options_.zones == Zones::kSketch) {
+    int64_t token = unit.first_sketch_token;
+    for (int64_t i = 0; i < unit.num_clusters; ++i) {
+      first_tokens.push_back(token);
+      if (ws_.zones[unit.first_cluster + i] == Zone::kSketch) {
+        token += ws_.sizes[unit.first_cluster + i];
+      }
+    }
+  }
   RetrievedTokens tokens;
   for (int64_t i = 0; i < unit.num_retrieved; ++i) {
     const uint32_t id = ws_.retrieved[unit.first_cluster + i];
@@ -59,6 +70,7 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
                                ws_.probabilities[unit.first_cluster + id]});
     const KvRange range = index.cluster_range(cluster);
     for (int64_t token = 0; token < range.num_tokens; ++token) {
+      if (!first_tokens.empty() && ws_.chosen[first_tokens[id] + token] == 0) continue;
       tokens.positions.push_back(range.position_begin + range.positions[token]);
     }
   }
@@ -67,49 +79,165 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
 
 absl::Status AttendStep::RankUnits() {
   const PhaseSpan span = Span(Phase::kRank);
-  const size_t num_clusters = ws_.sizes.size();
-  ws_.probabilities.resize(num_clusters);
-  ws_.zones.resize(num_clusters);
-  ws_.retrieved.resize(num_clusters);
+  WAVEKV_RETURN_IF_ERROR(ScoreUnits());
+  WAVEKV_RETURN_IF_ERROR(SelectUnits());
+  if (options_.zones != Zones::kSketch) return absl::OkStatus();
+  return RankTokens();
+}
+
+absl::Status AttendStep::ScoreUnits() {
+  ws_.rotated_queries.resize(ws_.units.size() * group_ * model_.head_dim_k);
+  ws_.rotate_tasks.clear();
   ws_.score_tasks.clear();
-  ws_.select_tasks.clear();
-  for (ZoneUnit& unit : ws_.units) {
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    const ZoneUnit& unit = ws_.units[u];
+    float* rotated = ws_.rotated_queries.data() + u * group_ * model_.head_dim_k;
+    ws_.rotate_tasks.push_back({ws_.queries.data() + unit.first_state * model_.head_dim_k, rotated,
+                                group_, model_.head_dim_k});
     const int64_t first_score = unit.first_cluster * group_;
     int64_t cluster = 0;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
       ScoreClustersTask score;
-      score.queries = ws_.queries.data() + unit.first_state * model_.head_dim_k;
+      score.queries = rotated;
       score.num_queries = group_;
       score.index = ws_.indexes[unit.first_index + i];
       score.log_masses = ws_.log_masses.data() + first_score + cluster;
       score.stride = unit.num_clusters;
-      score.mass = options_.mass;
+      score.mass = mass();
+      score.ranking = options_.zones == Zones::kPaper ? Ranking::kCentroid : Ranking::kOptimistic;
       score.rank_scores = ws_.rank_scores.data() + first_score + cluster;
       ws_.score_tasks.push_back(score);
       cluster += score.index->num_clusters;
     }
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.RotateRows(ws_.rotate_tasks));
+  return backend_.ScoreClusters(ws_.score_tasks);
+}
+
+absl::Status AttendStep::SelectUnits() {
+  const size_t num_clusters = ws_.sizes.size();
+  ws_.probabilities.resize(num_clusters);
+  ws_.zones.resize(num_clusters);
+  ws_.retrieved.resize(num_clusters);
+  ws_.select_tasks.clear();
+  const bool sketch = options_.zones == Zones::kSketch;
+  for (ZoneUnit& unit : ws_.units) {
     SelectClustersTask select;
-    select.scores = ws_.rank_scores.data() + first_score;
+    select.scores = ws_.rank_scores.data() + unit.first_cluster * group_;
     select.stride = unit.num_clusters;
     select.num_queries = group_;
     select.sizes = ws_.sizes.data() + unit.first_cluster;
     select.num_clusters = unit.num_clusters;
     select.token_budget = options_.retrieval.Resolve(unit.sealed_tokens);
-    // A budget of tokens is worth as many clusters as hold that share of them on average.
-    const double share =
-        unit.sealed_tokens == 0
-            ? 0.0
-            : static_cast<double>(options_.estimation.Resolve(unit.sealed_tokens)) /
-                  static_cast<double>(unit.sealed_tokens);
-    select.num_estimation = static_cast<int64_t>(std::ceil(share * unit.num_clusters));
+    if (sketch) {
+      select.first_zone = Zone::kSketch;
+      select.token_budget =
+          std::max(select.token_budget, options_.sketch.Resolve(unit.sealed_tokens));
+    } else {
+      // A budget of tokens is worth as many clusters as hold that share of them on average.
+      const double share =
+          unit.sealed_tokens == 0
+              ? 0.0
+              : static_cast<double>(options_.estimation.Resolve(unit.sealed_tokens)) /
+                    static_cast<double>(unit.sealed_tokens);
+      select.num_estimation = static_cast<int64_t>(std::ceil(share * unit.num_clusters));
+    }
+    if (options_.zones == Zones::kPaper) select.last_zone = Zone::kIgnored;
     select.probabilities = ws_.probabilities.data() + unit.first_cluster;
     select.zones = ws_.zones.data() + unit.first_cluster;
     select.retrieved = ws_.retrieved.data() + unit.first_cluster;
     select.num_retrieved = &unit.num_retrieved;
     ws_.select_tasks.push_back(select);
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.ScoreClusters(ws_.score_tasks));
   return backend_.SelectClusters(ws_.select_tasks);
+}
+
+void AttendStep::AddSketch(ZoneUnit& unit) {
+  unit.first_sketch_token = static_cast<int64_t>(ws_.chosen.size());
+  int64_t cluster = unit.first_cluster;
+  for (int64_t i = 0; i < unit.num_indexes; ++i) {
+    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
+    SketchPart part;
+    part.first_cluster = static_cast<int64_t>(ws_.sketch_clusters.size());
+    part.first_token = unit.num_sketch_tokens;
+    for (int64_t c = 0; c < index.num_clusters; ++c, ++cluster) {
+      if (ws_.zones[cluster] != Zone::kSketch) continue;
+      ws_.sketch_clusters.push_back(static_cast<uint32_t>(c));
+      unit.num_sketch_tokens += ws_.sizes[cluster];
+    }
+    part.num_clusters = static_cast<int64_t>(ws_.sketch_clusters.size()) - part.first_cluster;
+    ws_.sketch_parts.push_back(part);
+  }
+  ws_.chosen.resize(unit.first_sketch_token + unit.num_sketch_tokens);
+}
+
+absl::Status AttendStep::RankTokens() {
+  for (ZoneUnit& unit : ws_.units) AddSketch(unit);
+  const size_t num_tokens = ws_.chosen.size();
+  ws_.token_logits.resize(num_tokens * group_);
+  ws_.token_scores.resize(num_tokens * group_);
+  ws_.token_probabilities.resize(num_tokens);
+  ws_.score_tokens_tasks.clear();
+  ws_.select_tokens_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    ZoneUnit& unit = ws_.units[u];
+    int64_t cluster = 0;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+      const int64_t at = unit.first_sketch_token * group_ + part.first_token;
+      ScoreTokensTask score;
+      score.queries = ws_.rotated_queries.data() + u * group_ * model_.head_dim_k;
+      score.num_queries = group_;
+      score.index = ws_.indexes[unit.first_index + i];
+      score.log_masses = ws_.log_masses.data() + unit.first_cluster * group_ + cluster;
+      score.log_masses_stride = unit.num_clusters;
+      score.mass = mass();
+      score.clusters = ws_.sketch_clusters.data() + part.first_cluster;
+      score.num_clusters = part.num_clusters;
+      score.logits = ws_.token_logits.data() + at;
+      score.rank_scores = ws_.token_scores.data() + at;
+      score.stride = unit.num_sketch_tokens;
+      ws_.score_tokens_tasks.push_back(score);
+      cluster += score.index->num_clusters;
+    }
+    SelectTokensTask select;
+    select.rank_scores = ws_.token_scores.data() + unit.first_sketch_token * group_;
+    select.stride = unit.num_sketch_tokens;
+    select.num_queries = group_;
+    select.num_tokens = unit.num_sketch_tokens;
+    select.log_masses = ws_.log_masses.data() + unit.first_cluster * group_;
+    select.log_masses_stride = unit.num_clusters;
+    select.zones = ws_.zones.data() + unit.first_cluster;
+    select.num_clusters = unit.num_clusters;
+    select.token_budget = options_.retrieval.Resolve(unit.sealed_tokens);
+    select.probabilities = ws_.token_probabilities.data() + unit.first_sketch_token;
+    select.chosen = ws_.chosen.data() + unit.first_sketch_token;
+    select.num_chosen = &unit.num_chosen;
+    ws_.select_tokens_tasks.push_back(select);
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend_.SelectTokens(ws_.select_tokens_tasks));
+  for (ZoneUnit& unit : ws_.units) ReadMostlyChosenWhole(unit);
+  return absl::OkStatus();
+}
+
+// A cluster of which more than half was chosen is one run of bytes, and its few others would be
+// answered by what is left of a rounded mean.
+void AttendStep::ReadMostlyChosenWhole(ZoneUnit& unit) {
+  uint8_t* chosen = ws_.chosen.data() + unit.first_sketch_token;
+  for (int64_t i = 0; i < unit.num_indexes; ++i) {
+    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
+    const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+    for (int64_t c = 0; c < part.num_clusters; ++c) {
+      const int64_t size = index.cluster_size(ws_.sketch_clusters[part.first_cluster + c]);
+      const auto num_chosen = std::count(chosen, chosen + size, uint8_t{1});
+      if (2 * num_chosen > size) {
+        std::fill_n(chosen, size, uint8_t{1});
+        unit.num_chosen += size - num_chosen;
+      }
+      chosen += size;
+    }
+  }
 }
 
 absl::Status AttendStep::FlushUnits(AttendStats* stats) {
@@ -124,6 +252,8 @@ absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   }
   ws_.partial_lses.resize(num_parts * group_);
   ws_.partial_outputs.resize(num_parts * group_ * model_.head_dim_v);
+  ws_.num_value_means.resize(ws_.indexes.size());
+  ws_.num_super_value_means.resize(ws_.indexes.size());
   ws_.missing_mass.resize(num_parts * group_);
   ws_.value_variance.resize(num_parts * group_);
   ws_.estimated_lses.resize(ws_.units.size() * group_);
@@ -142,21 +272,43 @@ void AttendStep::AddUnitRanges(ZoneUnit& unit) {
   const size_t first_range = ws_.ranges.size();
   // Read in the order of memory, not of rank: neighbours share pages, and the reduction order is
   // fixed.
-  const auto first = ws_.retrieved.begin() + unit.first_cluster;
-  std::vector<uint32_t>& ids = ws_.retrieved_in_order;
-  ids.assign(first, first + unit.num_retrieved);
-  std::sort(ids.begin(), ids.end());
-  int64_t index_begin = 0;
-  int64_t i = 0;
-  for (const uint32_t id : ids) {
-    while (id >= index_begin + ws_.indexes[unit.first_index + i]->num_clusters) {
-      index_begin += ws_.indexes[unit.first_index + i++]->num_clusters;
+  if (options_.zones == Zones::kSketch) {
+    AddChosenRanges(unit);
+  } else {
+    int64_t cluster = unit.first_cluster;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
+      for (int64_t c = 0; c < index.num_clusters; ++c, ++cluster) {
+        if (ws_.zones[cluster] == Zone::kRetrieval) ws_.ranges.push_back(index.cluster_range(c));
+      }
     }
-    ws_.ranges.push_back(ws_.indexes[unit.first_index + i]->cluster_range(id - index_begin));
   }
   AppendRanges(*unit.view, unit.kv_head, unit.visible_end, /*leave_out_zones=*/true, ws_.ranges);
   SplitRanges(ws_.ranges, first_range, ws_.pieces);
   unit.num_pieces = ws_.pieces.size() - unit.first_piece;
+}
+
+void AttendStep::AddChosenRanges(const ZoneUnit& unit) {
+  const uint8_t* chosen = ws_.chosen.data() + unit.first_sketch_token;
+  for (int64_t i = 0; i < unit.num_indexes; ++i) {
+    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
+    const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+    for (int64_t c = 0; c < part.num_clusters; ++c) {
+      const KvRange cluster = index.cluster_range(ws_.sketch_clusters[part.first_cluster + c]);
+      // Runs of chosen tokens, which lie side by side.
+      for (int64_t begin = 0; begin < cluster.num_tokens;) {
+        int64_t end = begin;
+        while (end < cluster.num_tokens && chosen[end] != 0) ++end;
+        if (end > begin) {
+          ws_.ranges.push_back({cluster.keys + begin * index.key_row_bytes(),
+                                cluster.values + begin * index.value_row_bytes(), end - begin,
+                                cluster.position_begin, cluster.positions + begin});
+        }
+        begin = end + 1;
+      }
+      chosen += cluster.num_tokens;
+    }
+  }
 }
 
 absl::Status AttendStep::AttendUnits() {
@@ -202,8 +354,16 @@ absl::Status AttendStep::EstimateUnits() {
       task.log_masses =
           ws_.log_masses.data() + unit.first_cluster * group_ + (cluster - unit.first_cluster);
       task.log_masses_stride = unit.num_clusters;
-      task.mass = options_.mass;
+      task.mass = mass();
       task.zones = ws_.zones.data() + cluster;
+      if (options_.zones == Zones::kSketch) {
+        const int64_t token = ws_.sketch_parts[unit.first_index + i].first_token;
+        task.token_logits = ws_.token_logits.data() + unit.first_sketch_token * group_ + token;
+        task.token_stride = unit.num_sketch_tokens;
+        task.chosen = ws_.chosen.data() + unit.first_sketch_token + token;
+      }
+      task.num_value_means = &ws_.num_value_means[unit.first_index + i];
+      task.num_super_value_means = &ws_.num_super_value_means[unit.first_index + i];
       task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
       task.lse = ws_.partial_lses.data() + part;
       task.missing_mass = ws_.missing_mass.data() + part;
@@ -239,33 +399,23 @@ absl::Status AttendStep::MergeUnits() {
 }
 
 void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
-  const int64_t statistic_bytes = DTypeBytes(ws_.indexes[unit.first_index]->statistics_dtype);
-  int64_t retrieved_tokens = 0;
-  for (int64_t i = 0; i < unit.num_retrieved; ++i) {
-    retrieved_tokens += ws_.sizes[unit.first_cluster + ws_.retrieved[unit.first_cluster + i]];
+  const bool sketch = options_.zones == Zones::kSketch;
+  int64_t retrieved_tokens = unit.num_chosen;
+  if (!sketch) {
+    for (int64_t i = 0; i < unit.num_retrieved; ++i) {
+      retrieved_tokens += ws_.sizes[unit.first_cluster + ws_.retrieved[unit.first_cluster + i]];
+    }
   }
-  const auto zones = ws_.zones.begin() + unit.first_cluster;
-  const int64_t num_remainder = std::count(zones, zones + unit.num_clusters, Zone::kRemainder);
-  const int64_t num_value_means =
-      unit.num_clusters - (num_remainder > 0 ? num_remainder : unit.num_retrieved);
   const int64_t exact_tokens = unit.visible_end - unit.sealed_tokens + retrieved_tokens;
-
   stats->tokens_visible += unit.visible_end;
   stats->tokens_exact += exact_tokens;
   stats->tokens_retrieved += retrieved_tokens;
+  stats->tokens_sketched += unit.num_sketch_tokens;
   stats->tokens_estimated += unit.sealed_tokens - retrieved_tokens;
   stats->clusters_scored += unit.num_clusters;
-  stats->clusters_retrieved += unit.num_retrieved;
+  stats->clusters_retrieved += sketch ? 0 : unit.num_retrieved;
   stats->bytes_dense += unit.visible_end * kv_bytes_;
-  // Read of every cluster: centroid, size, offset and key spread, to rank it. Of those not
-  // retrieved: the value spread. Value means: those of the estimation zone and, where there is a
-  // remainder, of all that does not belong to it, with one a segment.
-  stats->bytes_read +=
-      exact_tokens * kv_bytes_ +
-      unit.num_clusters * (model_.head_dim_k * statistic_bytes + 3 * int64_t{sizeof(float)}) +
-      (unit.num_clusters - unit.num_retrieved) * int64_t{sizeof(float)} +
-      num_value_means * model_.head_dim_v * statistic_bytes +
-      unit.num_indexes * model_.head_dim_v * int64_t{sizeof(float)};
+  stats->bytes_read += exact_tokens * kv_bytes_ + IndexBytesRead(unit);
 
   const int64_t u = &unit - ws_.units.data();
   for (int query = 0; query < group_; ++query) {
@@ -277,6 +427,24 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
     stats->error_estimate_mean += error;
     stats->error_estimate_max = std::max(stats->error_estimate_max, error);
   }
+}
+
+// Of every super-cluster: its centroid and where its clusters begin. Of every cluster: centroid,
+// size, offset and key spread, to rank it, and its value spread. Of a segment: its mean key and
+// value. Of the sketch zone: codes and their factors. And the value means that answered.
+int64_t AttendStep::IndexBytesRead(const ZoneUnit& unit) const {
+  int64_t bytes = unit.num_indexes * (model_.head_dim_k + model_.head_dim_v) * sizeof(float);
+  for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
+    const ClusterIndex& index = *ws_.indexes[i];
+    const int64_t scale_bytes = index.centroids.scales == nullptr ? 0 : sizeof(float);
+    bytes += index.num_clusters * (index.centroids.row_bytes + scale_bytes + 4 * sizeof(float)) +
+             index.num_supers * (index.super_centroids.row_bytes + scale_bytes + sizeof(float)) +
+             ws_.num_value_means[i] * (index.value_means.row_bytes + scale_bytes) +
+             ws_.num_super_value_means[i] * (index.super_value_means.row_bytes + scale_bytes);
+  }
+  const ClusterIndex& first = *ws_.indexes[unit.first_index];
+  const int64_t token_bytes = first.code_words() * sizeof(uint64_t) + sizeof(uint16_t);
+  return bytes + unit.num_sketch_tokens * token_bytes;
 }
 
 double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
@@ -311,6 +479,9 @@ void AttendStep::ClearUnits() {
   ws_.units.clear();
   ws_.indexes.clear();
   ws_.sizes.clear();
+  ws_.sketch_parts.clear();
+  ws_.sketch_clusters.clear();
+  ws_.chosen.clear();
   ws_.log_masses.clear();
   ws_.rank_scores.clear();
   ws_.ranges.clear();

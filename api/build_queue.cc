@@ -135,15 +135,14 @@ absl::Status BuildQueue::Build(Segment& segment, MemoryAccount& account, Backend
   for (int head = 0; head < model_.num_kv_heads; ++head) {
     rows.clear();
     for (const auto& chunk : pin.chunks) rows.push_back(chunk->Range(head, chunk->capacity()));
-    WAVEKV_ASSIGN_OR_RETURN(const Clustering clustering,
-                            ClusterRows(rows, shape, clustering_options, backend));
-    const auto num_clusters = static_cast<int64_t>(clustering.offsets.size()) - 1;
     WAVEKV_ASSIGN_OR_RETURN(
-        Extent extent, account.Allocate(ClusterIndexBytes(shape, index_.statistics_dtype,
-                                                          num_clusters, segment.num_tokens())));
+        const Clustering clustering,
+        ClusterRows(rows, shape, clustering_options, index_.clusters_per_super, backend));
+    const ClusterIndexShape index_shape =
+        IndexShape(clustering, shape, index_.statistics, index_.code_bits);
+    WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
     const MutableClusterIndex index =
-        FormatClusterIndex(extent.data(), shape, index_.statistics_dtype, segment.begin(),
-                           num_clusters, segment.num_tokens());
+        FormatClusterIndex(extent.data(), index_shape, segment.begin());
     WriteClusterIndex(rows, clustering, index);
     sealed->heads.push_back({std::move(extent), ReadOnly(index)});
   }

@@ -76,9 +76,7 @@ v1::SegmentMetadata ToProto(const Segment& segment) {
     const ClusterIndex& index = head.index;
     proto.add_num_clusters(static_cast<uint32_t>(index.num_clusters));
     proto.set_bytes(proto.bytes() + head.extent.bytes());
-    proto.set_index_bytes(proto.index_bytes() +
-                          ClusterIndexOverheadBytes(index.shape, index.statistics_dtype,
-                                                    index.num_clusters, index.num_tokens));
+    proto.set_index_bytes(proto.index_bytes() + ClusterIndexOverheadBytes(index.full_shape()));
   }
   return proto;
 }

@@ -145,8 +145,8 @@ inline constexpr int kDecodeRowsMax = 16;
 
 // What one (row, kv head) would read exactly.
 struct RetrievedTokens {
-  std::vector<RankedCluster> clusters;  // best first
-  std::vector<int64_t> positions;       // of their tokens, cluster by cluster
+  std::vector<RankedCluster> clusters;  // of the retrieval or the sketch zone, best first
+  std::vector<int64_t> positions;       // of the tokens read, cluster by cluster
 };
 
 class WAVEKV_EXPORT Engine {

@@ -53,6 +53,22 @@ absl::StatusOr<DType> FromProto(const char* field, v1::DType dtype) {
   }
 }
 
+absl::StatusOr<StatisticsFormat> FromProto(v1::StatisticsFormat statistics) {
+  switch (statistics) {
+    case v1::STATISTICS_FLOAT32:
+      return StatisticsFormat::kFloat32;
+    case v1::STATISTICS_INT8:
+      return StatisticsFormat::kInt8;
+    case v1::STATISTICS_INT4:
+      return StatisticsFormat::kInt4;
+    default:
+      return absl::InvalidArgumentError(
+          fmt::format("index.statistics must be STATISTICS_FLOAT32, STATISTICS_INT8 or "
+                      "STATISTICS_INT4, got {}",
+                      static_cast<int>(statistics)));
+  }
+}
+
 absl::StatusOr<ModelSpec> FromProto(const v1::ModelSpec& proto) {
   ModelSpec model;
   model.num_layers = Saturate<int>(proto.num_layers());
@@ -82,10 +98,13 @@ absl::StatusOr<IndexOptions> FromProto(const v1::IndexConfig& proto) {
   }
   if (proto.has_sink_tokens()) index.sink_tokens = proto.sink_tokens();
   if (proto.has_window_tokens()) index.window_tokens = proto.window_tokens();
-  if (proto.has_statistics_dtype()) {
-    WAVEKV_ASSIGN_OR_RETURN(index.statistics_dtype,
-                            FromProto("index.statistics_dtype", proto.statistics_dtype()));
+  if (proto.has_clusters_per_super()) {
+    index.clusters_per_super = Saturate<int>(proto.clusters_per_super());
   }
+  if (proto.has_statistics()) {
+    WAVEKV_ASSIGN_OR_RETURN(index.statistics, FromProto(proto.statistics()));
+  }
+  if (proto.has_code_bits()) index.code_bits = Saturate<int>(proto.code_bits());
   if (proto.has_seed()) index.seed = proto.seed();
   return index;
 }

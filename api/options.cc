@@ -79,7 +79,16 @@ absl::Status ValidateIndex(const IndexOptions& index) {
   WAVEKV_RETURN_IF_ERROR(CheckRange("index.sink_tokens", index.sink_tokens, 0, kSegmentTokensMax));
   WAVEKV_RETURN_IF_ERROR(
       CheckRange("index.window_tokens", index.window_tokens, 0, int64_t{1} << 40));
-  return CheckDType("index.statistics_dtype", index.statistics_dtype);
+  WAVEKV_RETURN_IF_ERROR(
+      CheckRange("index.clusters_per_super", index.clusters_per_super, 1, kSegmentTokensMax));
+  if (StatisticsRowBytes(index.statistics, kHeadDimStep) == 0) {
+    return Invalid("index.statistics must be fp32, int8 or int4, got {}",
+                   static_cast<int>(index.statistics));
+  }
+  if (index.code_bits != 1 && index.code_bits != 2 && index.code_bits != 4) {
+    return Invalid("index.code_bits must be 1, 2 or 4, got {}", index.code_bits);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ValidateQuota(const char* field, const TenantQuota& quota) {
@@ -125,7 +134,13 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
 absl::Status ValidateTenantQuota(const TenantQuota& quota) { return ValidateQuota("quota", quota); }
 
 absl::Status ValidateAttendOptions(const AttendOptions& options) {
+  if (options.zones != Zones::kPaper && options.zones != Zones::kClusters &&
+      options.zones != Zones::kSketch) {
+    return Invalid("zones must be kPaper, kClusters or kSketch, got {}",
+                   static_cast<int>(options.zones));
+  }
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("retrieval", options.retrieval));
+  WAVEKV_RETURN_IF_ERROR(ValidateBudget("sketch", options.sketch));
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("estimation", options.estimation));
   if (options.mass != MassEstimate::kLowerBound && options.mass != MassEstimate::kSecondOrder) {
     return Invalid("mass must be kLowerBound or kSecondOrder, got {}",
@@ -145,8 +160,10 @@ int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t 
   // Splitting adds a few clusters to those asked for; a half more is far from what data have shown.
   const auto sealed_bytes = [&](int64_t tokens) {
     const int64_t clusters = tokens / index.tokens_per_cluster * 3 / 2 + 1;
+    const int64_t supers = clusters / index.clusters_per_super * 3 / 2 + 1;
     return model.num_kv_heads *
-           Arena::RoundUp(ClusterIndexBytes(shape, index.statistics_dtype, clusters, tokens));
+           Arena::RoundUp(ClusterIndexBytes(
+               {shape, index.statistics, index.code_bits, clusters, supers, tokens}));
   };
   // The smallest cut has the largest share of padding.
   const int64_t cuts = num_tokens / index.update_tokens + 1;

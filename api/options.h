@@ -24,7 +24,9 @@ struct IndexOptions {
   int kmeans_iterations = 2;      // after seeding; docs/wave_index.md says why not 10
   int64_t sink_tokens = 4;        // first tokens of a sequence, always attended exactly
   int64_t window_tokens = 64;     // last tokens of a sequence, never sealed
-  DType statistics_dtype = DType::kFloat32;  // of stored centroids and value means
+  int clusters_per_super = 16;    // average
+  StatisticsFormat statistics = StatisticsFormat::kInt4;  // of stored centroids and value means
+  int code_bits = 1;  // of a key's element in the token codes: 1, 2 or 4
   uint64_t seed = 1;
 };
 
@@ -99,20 +101,43 @@ class WAVEKV_EXPORT Budget {
 };
 
 struct AttendOptions {
-  // Sealed tokens that are attended exactly, in whole clusters, best first. Budget::All() is exact
-  // attention.
-  Budget retrieval = Budget::Ratio(0.018);
-  // Of the sealed tokens, how many are answered by the value mean of their own cluster. The rest is
-  // answered by the value mean of its segment's tokens that are in neither zone. Every cluster
-  // counts with its own estimated mass either way.
+  Zones zones = Zones::kSketch;
+  // Sealed tokens that are attended exactly: single tokens, or whole clusters for kPaper and
+  // kClusters, best first. Budget::All() is exact attention.
+  Budget retrieval = Budget::Ratio(0.02);
+  // kSketch: sealed tokens, in whole clusters, best first, whose codes are read. The retrieved ones
+  // are chosen among them, so at least as many are read (and the rest of a cluster of which more
+  // than half is chosen); the others are answered by their masses by
+  // code and their clusters' value means. What is outside is answered as kClusters answers what is
+  // outside of `estimation`.
+  Budget sketch = Budget::Ratio(0.25);
+  // kPaper and kClusters: sealed tokens, in whole clusters, next best, that are answered by the
+  // estimated mass and the value mean of their own cluster. The rest is left out by kPaper, and
+  // answered by kClusters with estimated masses and value means of super-clusters.
   Budget estimation = Budget::Ratio(0.232);
   // kSecondOrder errs a third less on real keys (docs/wave_index.md); with kLowerBound every
-  // estimated mass, and so the log-sum-exp returned, is a lower bound of the true one, up to the
-  // rounding of the stored centroids where statistics_dtype has 16 bits.
+  // cluster's estimated mass is a lower bound of the true one, up to the rounding of the stored
+  // centroids, and so is the log-sum-exp returned for kClusters. kPaper always takes kLowerBound.
   MassEstimate mass = MassEstimate::kSecondOrder;
   LseBase lse_base = LseBase::kE;
   // Row r of the n rows of a sequence sees all but its last n - 1 - r tokens; false: all tokens.
   bool causal = true;
+
+  // RetroInfer (arXiv 2505.02922) as published.
+  static AttendOptions Paper() {
+    AttendOptions options;
+    options.zones = Zones::kPaper;
+    options.retrieval = Budget::Ratio(0.018);
+    options.mass = MassEstimate::kLowerBound;
+    return options;
+  }
+
+  static AttendOptions Clusters() {
+    AttendOptions options;
+    options.zones = Zones::kClusters;
+    options.retrieval = Budget::Ratio(0.018);
+    return options;
+  }
 
   static AttendOptions Exact() {
     AttendOptions options;

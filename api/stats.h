@@ -13,7 +13,8 @@ struct AttendStats {
   int64_t tokens_visible = 0;    // what exact attention would read
   int64_t tokens_exact = 0;      // read exactly: steady zone and retrieval zone
   int64_t tokens_retrieved = 0;  // of these, in the retrieval zone
-  int64_t tokens_estimated = 0;  // answered from cluster statistics
+  int64_t tokens_sketched = 0;   // whose codes were read, the retrieved ones among them
+  int64_t tokens_estimated = 0;  // answered from codes and cluster statistics
   int64_t clusters_scored = 0;
   int64_t clusters_retrieved = 0;
   int64_t bytes_dense = 0;  // K and V bytes exact attention would read

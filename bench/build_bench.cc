@@ -75,6 +75,11 @@ void Report(benchmark::State& state, const Clustering& clustering) {
 }
 
 // Rows to sealed index.
+ClusterIndexShape DefaultIndexShape(const Clustering& clustering) {
+  const IndexOptions defaults;
+  return IndexShape(clustering, kShape, defaults.statistics, defaults.code_bits);
+}
+
 void BM_BuildSegment(benchmark::State& state) {
   const Segment& segment = TheSegment();
   const auto executor = MakeThreadPool(1);
@@ -83,20 +88,18 @@ void BM_BuildSegment(benchmark::State& state) {
   Clustering clustering;
   std::unique_ptr<std::byte, decltype(&std::free)> extent(nullptr, &std::free);
   for (auto _ : state) {
-    auto result = ClusterRows({&segment.rows, 1}, kShape, options, *backend);
+    auto result = ClusterRows({&segment.rows, 1}, kShape, options, 16, *backend);
     if (!result.ok()) {
       state.SkipWithError(result.status().ToString().c_str());
       return;
     }
     clustering = *std::move(result);
     if (extent == nullptr) {
-      const int64_t num_bytes =
-          ClusterIndexBytes(kShape, DType::kFloat32, clustering.num_clusters(), kNumTokens);
+      const int64_t num_bytes = ClusterIndexBytes(DefaultIndexShape(clustering));
       extent.reset(static_cast<std::byte*>(std::aligned_alloc(64, num_bytes)));
     }
     WriteClusterIndex({&segment.rows, 1}, clustering,
-                      FormatClusterIndex(extent.get(), kShape, DType::kFloat32, 0,
-                                         clustering.num_clusters(), kNumTokens));
+                      FormatClusterIndex(extent.get(), DefaultIndexShape(clustering), 0));
   }
   Report(state, clustering);
 }
@@ -111,15 +114,14 @@ void BM_WriteClusterIndex(benchmark::State& state) {
   const Segment& segment = TheSegment();
   const auto executor = MakeThreadPool(1);
   const auto backend = MakeCpuBackend(executor.get());
-  const Clustering clustering = *ClusterRows({&segment.rows, 1}, kShape, {}, *backend);
+  const Clustering clustering = *ClusterRows({&segment.rows, 1}, kShape, {}, 16, *backend);
   std::unique_ptr<std::byte, decltype(&std::free)> extent(
-      static_cast<std::byte*>(std::aligned_alloc(
-          64, ClusterIndexBytes(kShape, DType::kFloat32, clustering.num_clusters(), kNumTokens))),
+      static_cast<std::byte*>(
+          std::aligned_alloc(64, ClusterIndexBytes(DefaultIndexShape(clustering)))),
       &std::free);
   for (auto _ : state) {
     WriteClusterIndex({&segment.rows, 1}, clustering,
-                      FormatClusterIndex(extent.get(), kShape, DType::kFloat32, 0,
-                                         clustering.num_clusters(), kNumTokens));
+                      FormatClusterIndex(extent.get(), DefaultIndexShape(clustering), 0));
   }
   state.SetItemsProcessed(state.iterations() * kNumTokens);
 }

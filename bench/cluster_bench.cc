@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -43,23 +44,42 @@ class Machine {
 // A sealed index whose clusters hold 16 tokens each. Its rows are never read here.
 class Index {
  public:
-  Index(int64_t num_clusters, DType statistics_dtype) {
-    const KvShape shape = {kDim, kDim, DType::kBFloat16};
-    const int64_t num_tokens = 16 * num_clusters;
-    extent_.reset(static_cast<std::byte*>(std::aligned_alloc(
-        64, ClusterIndexBytes(shape, statistics_dtype, num_clusters, num_tokens))));
-    MutableClusterIndex index =
-        FormatClusterIndex(extent_.get(), shape, statistics_dtype, 0, num_clusters, num_tokens);
+  Index(int64_t num_clusters, StatisticsFormat statistics) {
+    const ClusterIndexShape shape = {{kDim, kDim, DType::kBFloat16},
+                                     statistics,
+                                     /*code_bits=*/1,
+                                     num_clusters,
+                                     num_clusters / 16,
+                                     16 * num_clusters};
+    extent_.reset(static_cast<std::byte*>(std::aligned_alloc(64, ClusterIndexBytes(shape))));
+    MutableClusterIndex index = FormatClusterIndex(extent_.get(), shape, 0);
     const std::vector<float> numbers = Gaussians(num_clusters * kDim);
     for (int64_t i = 0; i <= num_clusters; ++i) index.offsets[i] = static_cast<uint32_t>(16 * i);
     std::fill_n(index.log_sizes, num_clusters, std::log(16.0f));
     std::fill_n(index.key_spreads, num_clusters, 0.5f);
     std::fill_n(index.value_spreads, num_clusters, 0.5f);
     std::fill_n(index.mean_value, kDim, 0.1f);
-    for (int64_t i = 0; i < num_clusters * kDim; ++i) {
-      StoreElement(index.centroids, statistics_dtype, i, numbers[i]);
-      StoreElement(index.value_means, statistics_dtype, i, numbers[i]);
+    std::fill_n(index.mean_key, kDim, 0.1f);
+    for (int64_t i = 0; i <= shape.num_supers; ++i) {
+      index.super_offsets[i] = static_cast<uint32_t>(16 * i);
     }
+    const auto fill = [&](const MutableStatisticsRows& means, StatisticsFormat format,
+                          int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        float scale;
+        StoreStatisticsRow(&numbers[i * kDim], kDim, format, means.row(i), &scale);
+        if (means.scales != nullptr) means.scales[i] = scale;
+      }
+    };
+    fill(index.centroids, statistics, num_clusters);
+    fill(index.value_means, statistics, num_clusters);
+    fill(index.super_centroids, SuperFormat(statistics), shape.num_supers);
+    fill(index.super_value_means, SuperFormat(statistics), shape.num_supers);
+    const std::vector<float> bits = Gaussians(index.num_tokens * index.code_words());
+    for (int64_t i = 0; i < index.num_tokens * index.code_words(); ++i) {
+      index.codes[i] = std::bit_cast<uint32_t>(bits[i]) * uint64_t{0x9e3779b97f4a7c15};
+    }
+    std::fill_n(index.code_factors, index.num_tokens, Float32ToFloat16(0.1f));
     index_ = ReadOnly(index);
   }
 
@@ -117,8 +137,8 @@ constexpr int kQueries = 4;
 
 void ScoreClusters(benchmark::State& state) {
   const int64_t num_clusters = state.range(0);
-  const auto dtype = static_cast<DType>(state.range(1));
-  const Index index(num_clusters, dtype);
+  const auto statistics = static_cast<StatisticsFormat>(state.range(1));
+  const Index index(num_clusters, statistics);
   const std::vector<float> queries = Gaussians(kQueries * kDim, 0.1f);
   std::vector<float> masses(kQueries * num_clusters);
   std::vector<float> scores(kQueries * num_clusters);
@@ -131,7 +151,31 @@ void ScoreClusters(benchmark::State& state) {
                                   .rank_scores = scores.data()};
   Machine machine;
   for (auto _ : state) benchmark::DoNotOptimize((*machine).ScoreClusters({&task, 1}).ok());
-  state.SetBytesProcessed(state.iterations() * num_clusters * kDim * DTypeBytes(dtype));
+  state.SetBytesProcessed(state.iterations() * num_clusters * StatisticsRowBytes(statistics, kDim));
+}
+
+void ScoreTokens(benchmark::State& state) {
+  const int64_t num_clusters = state.range(0);
+  const Index index(num_clusters, StatisticsFormat::kInt4);
+  const std::vector<float> queries = Gaussians(kQueries * kDim, 0.1f);
+  const std::vector<float> masses = Gaussians(kQueries * num_clusters);
+  std::vector<uint32_t> clusters;  // every fourth
+  for (int64_t i = 0; i < num_clusters; i += 4) clusters.push_back(static_cast<uint32_t>(i));
+  const auto num_tokens = static_cast<int64_t>(16 * clusters.size());
+  std::vector<float> logits(kQueries * num_tokens), scores(kQueries * num_tokens);
+  const ScoreTokensTask task = {.queries = queries.data(),
+                                .num_queries = kQueries,
+                                .index = &*index,
+                                .log_masses = masses.data(),
+                                .log_masses_stride = num_clusters,
+                                .clusters = clusters.data(),
+                                .num_clusters = static_cast<int64_t>(clusters.size()),
+                                .logits = logits.data(),
+                                .rank_scores = scores.data(),
+                                .stride = num_tokens};
+  Machine machine;
+  for (auto _ : state) benchmark::DoNotOptimize((*machine).ScoreTokens({&task, 1}).ok());
+  state.SetItemsProcessed(state.iterations() * num_tokens);
 }
 
 void SelectClusters(benchmark::State& state) {
@@ -161,7 +205,7 @@ void SelectClusters(benchmark::State& state) {
 
 void EstimateClusters(benchmark::State& state) {
   const int64_t num_clusters = state.range(0);
-  const Index index(num_clusters, static_cast<DType>(state.range(1)));
+  const Index index(num_clusters, static_cast<StatisticsFormat>(state.range(1)));
   const std::vector<float> queries = Gaussians(kQueries * kDim, 0.1f);
   const std::vector<float> masses = Gaussians(kQueries * num_clusters);
   std::vector<Zone> zones(num_clusters);
@@ -224,8 +268,14 @@ BENCHMARK(UpdateCentroids)
     ->Unit(kMicroseconds)
     ->UseRealTime();
 BENCHMARK(ScoreClusters)
-    ->ArgNames({"clusters", "dtype"})
+    ->ArgNames({"clusters", "statistics"})
     ->ArgsProduct({{512, 8192}, {1, 2, 3}})
+    ->Unit(kMicroseconds)
+    ->UseRealTime();
+BENCHMARK(ScoreTokens)
+    ->ArgName("clusters")
+    ->Arg(512)
+    ->Arg(8192)
     ->Unit(kMicroseconds)
     ->UseRealTime();
 BENCHMARK(SelectClusters)
@@ -234,7 +284,7 @@ BENCHMARK(SelectClusters)
     ->Unit(kMicroseconds)
     ->UseRealTime();
 BENCHMARK(EstimateClusters)
-    ->ArgNames({"clusters", "dtype"})
+    ->ArgNames({"clusters", "statistics"})
     ->ArgsProduct({{512, 8192}, {1, 2, 3}})
     ->Unit(kMicroseconds)
     ->UseRealTime();

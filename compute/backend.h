@@ -9,8 +9,11 @@
 #include "compute/convert_rows.h"
 #include "compute/estimate_clusters.h"
 #include "compute/merge_states.h"
+#include "compute/rotate_rows.h"
 #include "compute/score_clusters.h"
+#include "compute/score_tokens.h"
 #include "compute/select_clusters.h"
+#include "compute/select_tokens.h"
 #include "compute/update_centroids.h"
 
 namespace wavekv {
@@ -26,8 +29,11 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual absl::Status ConvertRows(absl::Span<const ConvertRowsTask> tasks) = 0;
+  virtual absl::Status RotateRows(absl::Span<const RotateRowsTask> tasks) = 0;
   virtual absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) = 0;
   virtual absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) = 0;
+  virtual absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) = 0;
+  virtual absl::Status SelectTokens(absl::Span<const SelectTokensTask> tasks) = 0;
   virtual absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) = 0;
   virtual absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) = 0;
   virtual absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) = 0;

@@ -9,38 +9,51 @@
 
 namespace wavekv {
 
-// The attention state of every cluster of one segment that was not retrieved, from its statistics:
-//   denominator  sum_i e^{m_i}           over the estimation and the remainder zone
-//   numerator    sum_i e^{m_i} u_i       u_i = value mean of the cluster (estimation zone),
-//                                              value mean of the segment's tokens in the
-//                                              remainder zone (remainder)
-// The latter follows from the segment's mean and the value means of the other clusters, which are
-// read for it; so with equal masses every token's value counts once, whatever the zones.
+// The attention state of all tokens of one segment that are not attended exactly, from statistics
+// and codes. Each token counts with a mass, and with a value that is a mean:
+//   estimation zone   a cluster's e^{m_i}, its value mean
+//   remainder zone    a cluster's e^{m_i}, the value mean of its super-cluster's remainder
+//   sketch zone       a token's e^{s_j} unless it was chosen, the value mean of the cluster's rest
 //
-// Shapes: log_masses [num_queries, index->num_clusters], row h at log_masses + h *
-// log_masses_stride; zones [index->num_clusters]; output [num_queries, head_dim_v] fp32,
-// normalised; lse [num_queries], natural. A segment without unretrieved clusters gives output 0 and
-// lse -infinity.
+// A rest (of a super-cluster, of a cluster) is a whole of n tokens with value mean v from which
+// better known parts P, of n_P tokens with value mean v_P, have been taken. Its value mean is
+//   (n v - sum_P d_P n_P v_P) / (n - sum_P d_P n_P),  d_P = min(1, rest's mass / part's mass, per
+//   token).
+// With equal masses all d_P are 1 and every value counts once. Heavier parts are taken out less:
+// their values say more of a rest with similar keys than their absence does. A super-cluster whose
+// remainder holds less than half of its tokens is answered by the clusters' own value means.
 //
-// Error terms, for the step's error estimate (nullptr: not wanted), with w_i = e^{m_i - lse} and
-// x_i, g_i as in score_clusters.h:
+// Shapes: queries [num_queries, head_dim_k], scaled; log_masses [num_queries, index->num_clusters],
+// row h at h * log_masses_stride; zones [index->num_clusters]; token_logits [num_queries, tokens of
+// the sketch zone in cluster order], row h at h * token_stride; chosen, one per such token, 1 for
+// those attended exactly; output [num_queries, head_dim_v] fp32, normalised; lse [num_queries],
+// natural. Nothing to answer: output 0 and lse -infinity.
+//
+// *num_value_means and *num_super_value_means: how many were read.
+//
+// Error terms, for the step's error estimate (nullptr: not wanted), with w = mass / e^lse and x_i,
+// g_i as in score_clusters.h:
 //   missing_mass [num_queries]: mass that may be missing, relative to e^lse. For
-//   MassEstimate::kLowerBound what the
-//     second order would add, sum_i w_i (e^{g_i} - 1); for kSecondOrder half of what it did add,
-//     sum_i w_i (1 - e^{-g_i}) / 2.
+//     MassEstimate::kLowerBound what the second order would add, sum_i w_i (e^{g_i} - 1); for
+//     kSecondOrder half of what it did add, sum_i w_i (1 - e^{-g_i}) / 2.
 //   value_variance [num_queries]: squared length of the error made by the value means,
-//     sum_i w_i^2 value_spread_i (1 / n_i + e^{min(x_i, kLogMassGainMax)} - 1).
+//     sum_i w_i^2 value_spread_i (1 / n_i + e^{min(x_i, kLogMassGainMax)} - 1) over clusters and
+//     sum_j w_j^2 value_spread_i over tokens of the sketch zone.
 struct EstimateClustersTask {
-  const float* queries =
-      nullptr;  // [num_queries, head_dim_k], scaled; read for the error terms alone
+  const float* queries = nullptr;
   int num_queries = 0;
   const ClusterIndex* index = nullptr;
   const float* log_masses = nullptr;
   int64_t log_masses_stride = 0;
-  MassEstimate mass = MassEstimate::kLowerBound;  // of log_masses
+  MassEstimate mass = MassEstimate::kLowerBound;
   const Zone* zones = nullptr;
+  const float* token_logits = nullptr;
+  int64_t token_stride = 0;
+  const uint8_t* chosen = nullptr;
   float* output = nullptr;
   float* lse = nullptr;
+  int64_t* num_value_means = nullptr;
+  int64_t* num_super_value_means = nullptr;
   float* missing_mass = nullptr;
   float* value_variance = nullptr;
 };

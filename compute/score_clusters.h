@@ -9,23 +9,24 @@ namespace wavekv {
 
 // Log-mass that each query expects of each cluster of one segment, and the score to rank it by.
 //
-//   b_i = q . c_i + ln(n_i)                     n_i e^{q . c_i} never exceeds the true mass
-//   (Jensen) x_i = |q|^2 key_spread_i / head_dim_k       variance of the logit inside the cluster,
-//   if its keys
-//                                               spread alike in all directions
-//   g_i = min(x_i / 2, kLogMassGainMax)         what the bound misses, to second order; capped,
-//   because the
-//                                               expansion overshoots for wide clusters
+//   b_i = q . c_i + ln(n_i)                 n_i e^{q . c_i} never exceeds the true mass (Jensen)
+//   x_i = |q|^2 key_spread_i / head_dim_k   variance of the logit inside the cluster, if its keys
+//                                           spread alike in all directions
+//   g_i = min(x_i / 2, kLogMassGainMax)     what the bound misses, to second order; capped,
+//                                           because the expansion overshoots for wide clusters
 //   log-mass m_i = b_i, or b_i + g_i for MassEstimate::kSecondOrder
-//   rank score r_i = b_i + g_i + sqrt(x_i)      optimistic by one standard deviation: a wide
-//   cluster may hide a
-//                                               token that its centroid does not recommend
+//   rank score   r_i = b_i + g_i + sqrt(x_i), optimistic by one standard deviation: a wide cluster
+//                      may hide a token that its centroid does not recommend;
+//                or q . c_i alone for Ranking::kCentroid
 //
-// Shapes: queries [num_queries, head_dim_k] fp32, already multiplied by the softmax scale: the GQA
-// group's heads, which share each centroid read; log_masses and rank_scores [num_queries,
-// index->num_clusters], row h at h * stride. rank_scores == nullptr: not wanted. Source: RetroInfer
-// (arXiv 2505.02922), "Tripartite attention approximation", ranks by q . c_i alone.
+// Shapes: queries [num_queries, head_dim_k] fp32, multiplied by the softmax scale and rotated
+// (rotate_rows.h): the GQA group's heads, which share each centroid read; log_masses and
+// rank_scores [num_queries, index->num_clusters], row h at h * stride. rank_scores == nullptr: not
+// wanted. Source: RetroInfer (arXiv 2505.02922), "Tripartite attention approximation", ranks by
+// q . c_i.
 inline constexpr float kLogMassGainMax = 3.0f;
+
+enum class Ranking : uint8_t { kOptimistic = 1, kCentroid = 2 };
 
 struct ScoreClustersTask {
   const float* queries = nullptr;
@@ -34,6 +35,7 @@ struct ScoreClustersTask {
   float* log_masses = nullptr;
   int64_t stride = 0;
   MassEstimate mass = MassEstimate::kLowerBound;
+  Ranking ranking = Ranking::kOptimistic;
   float* rank_scores = nullptr;
 };
 

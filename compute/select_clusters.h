@@ -7,24 +7,26 @@
 
 namespace wavekv {
 
-// How one query answers a cluster.
+// How a query answers a cluster.
 enum class Zone : uint8_t {
   kRetrieval = 0,   // its tokens are attended exactly
-  kEstimation = 1,  // its estimated mass times its own value mean
-  kRemainder = 2,   // its estimated mass times the value mean of the segment's remainder
+  kSketch = 1,      // its tokens are weighed by their codes, and the best of them attended exactly
+  kEstimation = 2,  // its estimated mass times its own value mean
+  kRemainder = 3,   // its estimated mass times the value mean of its super-cluster's remainder
+  kIgnored = 4,     // not at all
 };
 
 // Ranks the clusters of all sealed segments for one GQA group and divides them into zones.
 //
 // The rank of a cluster is its probability by score, summed over the group's heads:
 //   p_i = sum_h exp(r_hi - ln sum_j exp(r_hj)); ties go to the lower index.
-// Clusters are retrieved in rank order until they hold at least token_budget tokens (all of them
-// when they never do; none when the budget is 0). The next num_estimation go to the estimation
-// zone, all others to the remainder.
+// In rank order, clusters go to the first zone until they hold at least token_budget tokens (all of
+// them when they never do; none when the budget is 0), the next num_estimation to the estimation
+// zone, all others to the last zone.
 //
 // Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
 // stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
-// [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the retrieval zone in
+// [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the first zone in
 // rank order; probabilities[i] = p_i; everything is deterministic.
 struct SelectClustersTask {
   const float* scores = nullptr;
@@ -34,6 +36,8 @@ struct SelectClustersTask {
   int64_t num_clusters = 0;
   int64_t token_budget = 0;
   int64_t num_estimation = 0;
+  Zone first_zone = Zone::kRetrieval;
+  Zone last_zone = Zone::kRemainder;
   float* probabilities = nullptr;
   Zone* zones = nullptr;
   uint32_t* retrieved = nullptr;

@@ -9,8 +9,11 @@
 #include "cpu/convert_rows.h"
 #include "cpu/estimate_clusters.h"
 #include "cpu/merge_states.h"
+#include "cpu/rotate_rows.h"
 #include "cpu/score_clusters.h"
+#include "cpu/score_tokens.h"
 #include "cpu/select_clusters.h"
+#include "cpu/select_tokens.h"
 #include "cpu/update_centroids.h"
 
 namespace wavekv {
@@ -27,6 +30,15 @@ int64_t Work(const ScoreClustersTask& task) {
 int64_t Work(const SelectClustersTask& task) {
   return (task.num_queries + 4) * task.num_clusters * 8;
 }
+int64_t Work(const RotateRowsTask& task) { return task.num_rows * task.dim * 8; }
+int64_t Work(const ScoreTokensTask& task) {
+  int64_t num_tokens = 0;
+  for (int64_t i = 0; i < task.num_clusters; ++i) {
+    num_tokens += task.index->cluster_size(task.clusters[i]);
+  }
+  return num_tokens * task.num_queries * 64;
+}
+int64_t Work(const SelectTokensTask& task) { return (task.num_queries + 4) * task.num_tokens * 8; }
 int64_t Work(const AttendRowsTask& task) {
   int64_t num_tokens = 0;
   for (const KvRange& range : task.ranges) num_tokens += range.num_tokens;
@@ -57,6 +69,15 @@ class CpuBackend final : public Backend {
   }
   absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) override {
     return RunTasks(tasks, cpu::SelectClusters);
+  }
+  absl::Status RotateRows(absl::Span<const RotateRowsTask> tasks) override {
+    return RunTasks(tasks, cpu::RotateRows);
+  }
+  absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) override {
+    return RunTasks(tasks, cpu::ScoreTokens);
+  }
+  absl::Status SelectTokens(absl::Span<const SelectTokensTask> tasks) override {
+    return RunTasks(tasks, cpu::SelectTokens);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
     return RunParts(tasks, cpu::AttendRows);

@@ -1,167 +1,168 @@
 #include "cpu/estimate_clusters.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <vector>
 
 #include "cpu/estimate_errors.h"
+#include "cpu/estimate_weights.h"
 #include "cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/estimate_clusters.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/exp-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "cpu/softmax-inl.h"
+#include "cpu/statistics_rows-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// Queries that share a pass over the clusters.
+// Queries that share a pass over the means, and means that share a tile.
 constexpr int kQueries = 16;
+constexpr int kTile = 32;
 
-// Some clusters, answered together.
-struct Batch {
-  static constexpr int kClusters = RowTile::kRows;
+// Replaces logs by e^{log - offset}, at most e^80.
+void Exponentials(float* logs, int64_t count, float offset) {
+  const hn::ScalableTag<float> d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  const auto shift = hn::Set(d, offset), most = hn::Set(d, 80.0f);
+  const auto of = [&](auto log) HWY_ATTR { return Exp(d, hn::Min(hn::Sub(log, shift), most)); };
+  int64_t i = 0;
+  for (; i + n <= count; i += n) hn::StoreU(of(hn::LoadU(d, logs + i)), d, logs + i);
+  if (i == count) return;
+  alignas(64) float rest[hn::MaxLanes(hn::ScalableTag<float>())] = {};
+  std::copy(logs + i, logs + count, rest);
+  hn::Store(of(hn::Load(d, rest)), d, rest);
+  std::copy_n(rest, count - i, logs + i);
+}
 
-  int count = 0;
-  int64_t clusters[kClusters];
-
-  // True when that fills the batch.
-  bool Add(int64_t cluster) {
-    clusters[count++] = cluster;
-    return count == kClusters;
-  }
-};
-
-// sums [num_queries, head_dim_v] += weights . value means of the batch.
-template <DType kType>
-void AddValueMeans(const ClusterIndex& index, const Batch& batch, PerQuery weights, int num_queries,
-                   float* sums) {
+// sums [num_queries, head_dim_v] += weights . means, for the rows listed; row h of the weights at
+// weights + h * stride, by number of the mean.
+void AddMeans(const ClusterIndex& index, const StatisticsRows& means, StatisticsFormat format,
+              const std::vector<uint32_t>& list, const float* weights, int64_t stride,
+              int num_queries, float* sums) {
   const int dim = index.shape.head_dim_v;
-  const std::byte* means[Batch::kClusters];
-  for (int i = 0; i < batch.count; ++i) {
-    means[i] = index.value_means + batch.clusters[i] * dim * DTypeBytes(kType);
+  alignas(64) float values[kTile * kHeadDimMax];
+  const std::byte* rows[kTile];
+  float tile_weights[kQueries * kTile];
+  for (size_t first = 0; first < list.size(); first += kTile) {
+    const int count = static_cast<int>(std::min<size_t>(kTile, list.size() - first));
+    for (int i = 0; i < count; ++i) {
+      const uint32_t mean = list[first + i];
+      LoadRow(means.row(mean), dim, format, means.scale(mean), values + i * dim);
+      rows[i] = reinterpret_cast<const std::byte*>(values + i * dim);
+      for (int q = 0; q < num_queries; ++q) {
+        tile_weights[q * kTile + i] = weights[q * stride + mean];
+      }
+    }
+    WithVectorsFor(dim, [&](auto d) HWY_ATTR {
+      AddWeightedRows<DType::kFloat32>(d, {rows, count, dim}, {tile_weights, kTile}, num_queries,
+                                       sums);
+    });
+  }
+}
+
+// output [num_queries, head_dim_v] += weights . values of the tokens listed.
+template <DType kType>
+void AddValues(const ClusterIndex& index, const EstimateWeights& weights, int first_query,
+               int num_queries, float* output) {
+  const int dim = index.shape.head_dim_v;
+  alignas(64) float sums[kQueries * kHeadDimMax] = {};  // paired order
+  const std::byte* rows[kTile];
+  float tile_weights[kQueries * kTile];
+  const auto& tokens = weights.taken_tokens();
+  for (size_t first = 0; first < tokens.size(); first += kTile) {
+    const int count = static_cast<int>(std::min<size_t>(kTile, tokens.size() - first));
+    for (int i = 0; i < count; ++i) {
+      rows[i] = tokens[first + i].value;
+      for (int q = 0; q < num_queries; ++q) {
+        tile_weights[q * kTile + i] = weights.taken_weights(first_query + q)[first + i];
+      }
+    }
+    WithVectorsFor(dim, [&](auto d) HWY_ATTR {
+      AddWeightedRows<kType>(d, {rows, count, dim}, {tile_weights, kTile}, num_queries, sums);
+    });
   }
   WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-    AddWeightedRows<kType>(d, {means, batch.count, dim}, weights, num_queries, sums);
+    LoadPaired<kType>(d, sums, num_queries * dim, sums);
+    for (int i = 0; i < num_queries * dim; i += static_cast<int>(hn::Lanes(d))) {
+      hn::StoreU(hn::Add(hn::LoadU(d, output + i), hn::LoadU(d, sums + i)), d, output + i);
+    }
   });
 }
 
-// Mean of the values of the remainder zone's tokens, if it has any: the segment's sum without that
-// of all other clusters.
-template <DType kType>
-void RemainderMean(const EstimateClustersTask& task, float* mean) {
+void AddValues(const ClusterIndex& index, const EstimateWeights& weights, int first_query,
+               int num_queries, float* output) {
+  switch (index.shape.dtype) {
+    case DType::kFloat32:
+      return AddValues<DType::kFloat32>(index, weights, first_query, num_queries, output);
+    case DType::kFloat16:
+      return AddValues<DType::kFloat16>(index, weights, first_query, num_queries, output);
+    case DType::kBFloat16:
+      return AddValues<DType::kBFloat16>(index, weights, first_query, num_queries, output);
+  }
+}
+
+// The weighted sum of all means and values, for some of the queries.
+void AnswerQueries(const EstimateClustersTask& task, const EstimateWeights& weights,
+                   const Rotation& rotation, int first, int num_queries) {
   const ClusterIndex& index = *task.index;
   const int dim = index.shape.head_dim_v;
-  alignas(64) float sum[kHeadDimMax] = {};  // of the others' values, paired order
-  int64_t num_tokens = index.num_tokens;
-  Batch batch;
-  const auto flush = [&] {
-    float sizes[Batch::kClusters];
-    for (int i = 0; i < batch.count; ++i) {
-      sizes[i] = static_cast<float>(index.cluster_size(batch.clusters[i]));
+  alignas(64) float sums[kQueries * kHeadDimMax];
+  for (int q = 0; q < num_queries; ++q) {
+    for (int i = 0; i < dim; ++i) {
+      sums[q * dim + i] = weights.of_means(first + q) * index.mean_value[i];
     }
-    AddValueMeans<kType>(index, batch, {sizes, Batch::kClusters}, 1, sum);
-    batch.count = 0;
-  };
-  for (int64_t i = 0; i < index.num_clusters; ++i) {
-    if (task.zones[i] == Zone::kRemainder) continue;
-    num_tokens -= index.cluster_size(i);
-    if (batch.Add(i)) flush();
   }
-  if (num_tokens == 0) return;
-  flush();
-  WithVectorsFor(dim, [&](auto d) HWY_ATTR { LoadPaired<kType>(d, sum, dim, sum); });
-  for (int i = 0; i < dim; ++i) {
-    const double left = static_cast<double>(index.mean_value[i]) * index.num_tokens - sum[i];
-    mean[i] = static_cast<float>(left / static_cast<double>(num_tokens));
-  }
-}
-
-// An estimate is attention to value means, with log-masses for logits: the state of some queries.
-struct Estimate {
-  int num_queries;
-  const float* log_masses;  // of the first of them
-  OnlineSoftmax softmax[kQueries];
-  float remainder[kQueries] = {};                       // sum of the remainder zone's weights
-  alignas(64) float sums[kQueries * kHeadDimMax] = {};  // of weighted value means, paired order
-};
-
-template <DType kType>
-void AddBatch(const EstimateClustersTask& task, const Batch& batch, Zone zone, Estimate& estimate) {
-  const int dim = task.index->shape.head_dim_v;
-  alignas(64) float weights[kQueries * Batch::kClusters];
-  for (int q = 0; q < estimate.num_queries; ++q) {
-    const float* log_masses = estimate.log_masses + q * task.log_masses_stride;
-    float* row = weights + q * Batch::kClusters;
-    for (int i = 0; i < batch.count; ++i) row[i] = log_masses[batch.clusters[i]];
-    const OnlineSoftmax::Change change = estimate.softmax[q].Weigh(row, batch.count);
-    if (change.shrink != 1.0f) ScaleRow(estimate.sums + q * dim, dim, change.shrink);
-    estimate.remainder[q] *= change.shrink;
-    if (zone == Zone::kRemainder) estimate.remainder[q] += change.mass;
-  }
-  if (zone == Zone::kEstimation) {
-    AddValueMeans<kType>(*task.index, batch, {weights, Batch::kClusters}, estimate.num_queries,
-                         estimate.sums);
-  }
-}
-
-// Writes the results of the queries from `first` on.
-template <DType kType>
-void Finish(const EstimateClustersTask& task, int first, const float* remainder_mean,
-            const Estimate& estimate) {
-  const int dim = task.index->shape.head_dim_v;
+  AddMeans(index, index.value_means, index.statistics, weights.clusters(),
+           weights.cluster_weights(first), index.num_clusters, num_queries, sums);
+  AddMeans(index, index.super_value_means, SuperFormat(index.statistics), weights.supers(),
+           weights.super_weights(first), index.num_supers, num_queries, sums);
+  for (int q = 0; q < num_queries; ++q) rotation.ApplyInverse(sums + q * dim);
+  if (!weights.taken_tokens().empty()) AddValues(index, weights, first, num_queries, sums);
   float* output = task.output + static_cast<int64_t>(first) * dim;
-  WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-    LoadPaired<kType>(d, estimate.sums, estimate.num_queries * dim, output);
-  });
-  for (int q = 0; q < estimate.num_queries; ++q, output += dim) {
-    for (int i = 0; i < dim; ++i) output[i] += estimate.remainder[q] * remainder_mean[i];
-    ScaleRow(output, dim, estimate.softmax[q].inverse_mass());
-    task.lse[first + q] = estimate.softmax[q].lse();
-  }
-}
-
-template <DType kType>
-void EstimateQueries(const EstimateClustersTask& task, int first, int num_queries,
-                     const float* remainder_mean) {
-  Estimate estimate = {num_queries, task.log_masses + first * task.log_masses_stride};
-  Batch batches[2];
-  const auto flush = [&](Zone zone) {
-    Batch& batch = batches[zone == Zone::kEstimation];
-    AddBatch<kType>(task, batch, zone, estimate);
-    batch.count = 0;
-  };
-  for (int64_t i = 0; i < task.index->num_clusters; ++i) {
-    const Zone zone = task.zones[i];
-    if (zone == Zone::kRetrieval) continue;
-    if (batches[zone == Zone::kEstimation].Add(i)) flush(zone);
-  }
-  flush(Zone::kEstimation);
-  flush(Zone::kRemainder);
-  Finish<kType>(task, first, remainder_mean, estimate);
-}
-
-template <DType kType>
-void EstimateAll(const EstimateClustersTask& task) {
-  float remainder_mean[kHeadDimMax] = {};
-  RemainderMean<kType>(task, remainder_mean);
-  for (int q = 0; q < task.num_queries; q += kQueries) {
-    EstimateQueries<kType>(task, q, std::min(kQueries, task.num_queries - q), remainder_mean);
+  std::copy_n(sums, num_queries * dim, output);
+  for (int q = 0; q < num_queries; ++q) {
+    const float mass = weights.mass(first + q);
+    ScaleRow(output + q * dim, dim, mass > 0.0f ? 1.0f / mass : 0.0f);
   }
 }
 
 void EstimateClustersOf(const EstimateClustersTask& task) {
-  switch (task.index->statistics_dtype) {
-    case DType::kFloat32:
-      return EstimateAll<DType::kFloat32>(task);
-    case DType::kFloat16:
-      return EstimateAll<DType::kFloat16>(task);
-    case DType::kBFloat16:
-      return EstimateAll<DType::kBFloat16>(task);
+  // Grows to the largest index that the thread has seen.
+  thread_local EstimateWeights weights;
+  weights.Load(task);
+  for (int h = 0; h < task.num_queries; ++h) {
+    const absl::Span<float> logs = weights.logs(h);
+    Exponentials(logs.data(), static_cast<int64_t>(logs.size()), weights.offset(h));
+  }
+  weights.Compute(task);
+  const Rotation rotation(task.index->shape.head_dim_v);
+  for (int q = 0; q < task.num_queries; q += kQueries) {
+    AnswerQueries(task, weights, rotation, q, std::min(kQueries, task.num_queries - q));
+  }
+  for (int h = 0; h < task.num_queries; ++h) {
+    const float mass = weights.mass(h);
+    task.lse[h] = mass > 0.0f ? weights.offset(h) + std::log(mass) : kMinusInfinity;
+  }
+  if (task.num_value_means != nullptr) {
+    *task.num_value_means = static_cast<int64_t>(weights.clusters().size());
+  }
+  if (task.num_super_value_means != nullptr) {
+    *task.num_super_value_means = static_cast<int64_t>(weights.supers().size());
+  }
+  EstimateErrors(task);
+  if (task.value_variance == nullptr) return;
+  for (int h = 0; h < task.num_queries; ++h) {
+    task.value_variance[h] += weights.token_variance(h);
   }
 }
 
@@ -176,7 +177,6 @@ HWY_EXPORT(EstimateClustersOf);
 
 void EstimateClusters(const EstimateClustersTask& task) {
   HWY_DYNAMIC_DISPATCH(EstimateClustersOf)(task);
-  EstimateErrors(task);
 }
 
 }  // namespace wavekv::cpu

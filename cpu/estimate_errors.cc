@@ -23,7 +23,7 @@ using V = hn::Vec<Full>;
 // What the error terms read of a vector of consecutive clusters.
 struct Clusters {
   V log_masses, key_spreads, value_spreads, sizes;
-  hn::Mask<Full> unretrieved;
+  hn::Mask<Full> estimated;
 };
 
 // The same as arrays: the end of an index, filled up with retrieved clusters.
@@ -41,10 +41,11 @@ HWY_INLINE Clusters Load(const float* log_masses, const float* key_spreads,
   const hn::Rebind<uint8_t, Full> d8;
   const auto* begins = reinterpret_cast<const int32_t*>(offsets);
   const auto zone = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(zones)));
-  const auto retrieval = hn::Set(di, static_cast<int32_t>(Zone::kRetrieval));
+  const auto is = [&](Zone which)
+                      HWY_ATTR { return hn::Eq(zone, hn::Set(di, static_cast<int32_t>(which))); };
   return {hn::LoadU(d, log_masses), hn::LoadU(d, key_spreads), hn::LoadU(d, value_spreads),
           hn::ConvertTo(d, hn::Sub(hn::LoadU(di, begins + 1), hn::LoadU(di, begins))),
-          hn::RebindMask(d, hn::Ne(zone, retrieval))};
+          hn::RebindMask(d, hn::Or(is(Zone::kEstimation), is(Zone::kRemainder)))};
 }
 
 // Loads the clusters from `first` on.
@@ -81,7 +82,8 @@ Errors SumErrors(const ClusterIndex& index, const float* log_masses, MassEstimat
     const V gain = ExpMinusOne(d, hn::Min(hn::Mul(s, half), cap));
     const V spread = hn::MulAdd(c.value_spreads, ExpMinusOne(d, hn::Min(s, cap)),
                                 hn::Div(c.value_spreads, hn::Max(c.sizes, one)));
-    const V w = hn::IfThenElseZero(c.unretrieved, Exp(d, hn::Sub(c.log_masses, hn::Set(d, lse))));
+    const V log_share = hn::Min(hn::Sub(c.log_masses, hn::Set(d, lse)), hn::Set(d, 0.0f));
+    const V w = hn::IfThenElseZero(c.estimated, Exp(d, log_share));
     missing = hn::MulAdd(
         w,
         mass == MassEstimate::kLowerBound ? gain : hn::Div(hn::Mul(half, gain), hn::Add(gain, one)),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/targets.h"
 
@@ -11,6 +12,7 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include "cpu/row_kernels-inl.h"
+#include "cpu/statistics_rows-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,15 +21,7 @@ namespace {
 
 // Queries that share a pass over the centroids, and centroids that share a tile.
 constexpr int kQueries = 16;
-constexpr int kTile = 64;
-
-// Addresses of consecutive centroids; the last of all stands in for those past the end.
-void AddressCentroids(const ClusterIndex& index, int64_t first, const std::byte** rows) {
-  const int64_t bytes = index.shape.head_dim_k * DTypeBytes(index.statistics_dtype);
-  for (int64_t i = 0; i < kTile; ++i) {
-    rows[i] = index.centroids + std::min(first + i, index.num_clusters - 1) * bytes;
-  }
-}
+constexpr int kTile = 32;
 
 // Statistics of the clusters of a tile; those past its end have size 1 and no spread.
 struct TileStatistics {
@@ -43,85 +37,125 @@ struct TileStatistics {
 // Turns the logits of a tile into log-masses, in place, and rank scores. `logit_spread` is |q|^2 /
 // head_dim_k: times a key spread, the variance of the logit.
 void AddSizesAndSpreads(const TileStatistics& statistics, float logit_spread, MassEstimate mass,
-                        float* log_masses, float* rank_scores) {
+                        Ranking ranking, float* log_masses, float* rank_scores) {
   const hn::ScalableTag<float> d;
   const auto spread = hn::Set(d, logit_spread);
   const auto half = hn::Set(d, 0.5f);
   const auto gain_max = hn::Set(d, kLogMassGainMax);
   for (int i = 0; i < kTile; i += static_cast<int>(hn::Lanes(d))) {
-    const auto bound = hn::Add(hn::Load(d, log_masses + i), hn::Load(d, statistics.log_sizes + i));
+    const auto logit = hn::Load(d, log_masses + i);
+    const auto bound = hn::Add(logit, hn::Load(d, statistics.log_sizes + i));
     const auto variance = hn::Mul(spread, hn::Load(d, statistics.key_spreads + i));
     const auto second_order = hn::Add(bound, hn::Min(hn::Mul(half, variance), gain_max));
     hn::Store(mass == MassEstimate::kSecondOrder ? second_order : bound, d, log_masses + i);
-    hn::Store(hn::Add(second_order, hn::Sqrt(variance)), d, rank_scores + i);
+    const auto optimistic = hn::Add(second_order, hn::Sqrt(variance));
+    hn::Store(ranking == Ranking::kCentroid ? logit : optimistic, d, rank_scores + i);
   }
 }
 
-float LogitSpread(const float* query, int dim) {
-  float squared = 0.0f;
-  for (int i = 0; i < dim; ++i) squared += query[i] * query[i];
-  return squared / static_cast<float>(dim);
-}
-
-// Some of the task's queries, in paired order.
-struct PairedQueries {
-  alignas(64) float values[kQueries * kHeadDimMax];
+// Some of the task's queries.
+struct Queries {
+  const float* values = nullptr;
   float logit_spreads[kQueries];
+  float mean_logits[kQueries];  // products with the segment's mean key
   int begin = 0;
   int count = 0;
+
+  void Load(const ScoreClustersTask& task, int first) {
+    const int dim = task.index->shape.head_dim_k;
+    begin = first;
+    count = std::min(kQueries, task.num_queries - first);
+    values = task.queries + static_cast<int64_t>(first) * dim;
+    for (int q = 0; q < count; ++q) {
+      const float* query = values + q * dim;
+      float squared = 0.0f, mean = 0.0f;
+      for (int i = 0; i < dim; ++i) {
+        squared += query[i] * query[i];
+        mean += query[i] * task.index->mean_key[i];
+      }
+      logit_spreads[q] = squared / static_cast<float>(dim);
+      mean_logits[q] = mean;
+    }
+  }
 };
 
-template <DType kType>
-void ScoreTile(const ScoreClustersTask& task, const PairedQueries& queries, int64_t first) {
-  const ClusterIndex& index = *task.index;
-  const std::byte* centroids[kTile];
-  const std::byte* next[kTile];
-  AddressCentroids(index, first, centroids);
-  AddressCentroids(index, first + kTile, next);
-  const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_clusters - first));
-  const Rows rows = {centroids, count, index.shape.head_dim_k, next};
-  alignas(64) float log_masses[kQueries * kTile] = {};
-  WithVectorsFor(rows.dim, [&](auto d) HWY_ATTR {
-    DotRows<kType>(d, rows, queries.values, queries.count, {log_masses, kTile});
+// Means of a tile as fp32 rows; the last stands in for those past the end.
+struct TileMeans {
+  TileMeans(const StatisticsRows& means, StatisticsFormat format, int dim, int64_t first,
+            int64_t end) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < kTile; ++i) {
+      if (first + i < end) {
+        LoadRow(means.row(first + i), dim, format, means.scale(first + i), values + i * dim);
+        last = i;
+      }
+      rows[i] = reinterpret_cast<const std::byte*>(values + last * dim);
+    }
+  }
+
+  const std::byte* rows[kTile];
+  alignas(64) float values[kTile * kHeadDimMax];
+};
+
+// products [queries.count, kTile] of the queries and the means from `first` to `end`.
+void MultiplyTile(const StatisticsRows& means, StatisticsFormat format, int dim, int64_t first,
+                  int64_t end, const Queries& queries, float* products) {
+  const TileMeans tile(means, format, dim, first, end);
+  const int count = static_cast<int>(std::min<int64_t>(kTile, end - first));
+  WithVectorsFor(dim, [&](auto d) HWY_ATTR {
+    DotRows<DType::kFloat32>(d, {tile.rows, count, dim}, queries.values, queries.count,
+                             {products, kTile});
   });
+}
+
+// `super_logits` [num_supers, kQueries]: products of queries and super-clusters' centroids, the
+// segment's mean included. `super`: that of the cluster before `first`, updated.
+void ScoreTile(const ScoreClustersTask& task, const Queries& queries, const float* super_logits,
+               int64_t first, int64_t* super) {
+  const ClusterIndex& index = *task.index;
+  const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_clusters - first));
+  alignas(64) float log_masses[kQueries * kTile] = {};
+  MultiplyTile(index.centroids, index.statistics, index.shape.head_dim_k, first, index.num_clusters,
+               queries, log_masses);
+  for (int i = 0; i < count; ++i) {
+    while (first + i >= index.super_offsets[*super + 1]) ++*super;
+    const float* logits = super_logits + *super * kQueries;
+    for (int q = 0; q < queries.count; ++q) log_masses[q * kTile + i] += logits[q];
+  }
   const TileStatistics statistics(index, first, count);
   alignas(64) float rank_scores[kTile];
   for (int q = 0; q < queries.count; ++q) {
     float* masses = log_masses + q * kTile;
-    AddSizesAndSpreads(statistics, queries.logit_spreads[q], task.mass, masses, rank_scores);
+    AddSizesAndSpreads(statistics, queries.logit_spreads[q], task.mass, task.ranking, masses,
+                       rank_scores);
     const int64_t at = (queries.begin + q) * task.stride + first;
     std::copy_n(masses, count, task.log_masses + at);
     if (task.rank_scores != nullptr) std::copy_n(rank_scores, count, task.rank_scores + at);
   }
 }
 
-template <DType kType>
-void Score(const ScoreClustersTask& task) {
-  const int dim = task.index->shape.head_dim_k;
-  PairedQueries queries;
-  for (queries.begin = 0; queries.begin < task.num_queries; queries.begin += kQueries) {
-    const float* first_query = task.queries + static_cast<int64_t>(queries.begin) * dim;
-    queries.count = std::min(kQueries, task.num_queries - queries.begin);
-    for (int q = 0; q < queries.count; ++q) {
-      queries.logit_spreads[q] = LogitSpread(first_query + q * dim, dim);
-    }
-    WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-      StorePaired<kType>(d, first_query, queries.count * dim, queries.values);
-    });
-    for (int64_t first = 0; first < task.index->num_clusters; first += kTile) {
-      ScoreTile<kType>(task, queries, first);
-    }
-  }
-}
-
 void ScoreClustersOf(const ScoreClustersTask& task) {
-  switch (task.index->statistics_dtype) {
-    case DType::kFloat32:
-      return Score<DType::kFloat32>(task);
-    case DType::kFloat16:
-      return Score<DType::kFloat16>(task);
-    case DType::kBFloat16:
-      return Score<DType::kBFloat16>(task);
+  const ClusterIndex& index = *task.index;
+  // Grows to the largest index that the thread has seen.
+  thread_local std::vector<float> super_logits;
+  super_logits.resize(index.num_supers * kQueries);
+  Queries queries;
+  for (int first = 0; first < task.num_queries; first += kQueries) {
+    queries.Load(task, first);
+    for (int64_t s = 0; s < index.num_supers; s += kTile) {
+      alignas(64) float products[kQueries * kTile] = {};
+      MultiplyTile(index.super_centroids, SuperFormat(index.statistics), index.shape.head_dim_k, s,
+                   index.num_supers, queries, products);
+      for (int64_t i = 0; i < std::min<int64_t>(kTile, index.num_supers - s); ++i) {
+        for (int q = 0; q < queries.count; ++q) {
+          super_logits[(s + i) * kQueries + q] = products[q * kTile + i] + queries.mean_logits[q];
+        }
+      }
+    }
+    int64_t super = 0;
+    for (int64_t i = 0; i < index.num_clusters; i += kTile) {
+      ScoreTile(task, queries, super_logits.data(), i, &super);
+    }
   }
 }
 

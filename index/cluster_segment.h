@@ -24,8 +24,12 @@ struct ClusteringOptions {
 struct Clustering {
   std::vector<uint32_t> offsets;
   std::vector<uint32_t> members;
+  // Super-cluster i holds the clusters super_offsets[i] to super_offsets[i + 1] - 1; empty until
+  // GroupClusters (super_clusters.h) has formed them.
+  std::vector<uint32_t> super_offsets;
 
   int64_t num_clusters() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  int64_t num_supers() const { return static_cast<int64_t>(super_offsets.size()) - 1; }
 };
 
 // Spherical k-means of the keys relative to the segment's own mean. The result covers every token

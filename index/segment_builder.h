@@ -14,17 +14,22 @@
 
 namespace wavekv {
 
-// Clusters the keys of `rows`, numbered in the order given. Errors and threads: as ClusterSegment.
+// Clusters the keys of `rows`, numbered in the order given, and the clusters into super-clusters.
+// Errors and threads: as ClusterSegment.
 absl::StatusOr<Clustering> ClusterRows(absl::Span<const KvRange> rows, const KvShape& shape,
-                                       const ClusteringOptions& options, Backend& backend);
+                                       const ClusteringOptions& options, int clusters_per_super,
+                                       Backend& backend);
+
+// The shape of an index of such clusters. REQUIRES: super-clusters have been formed.
+ClusterIndexShape IndexShape(const Clustering& clustering, const KvShape& shape,
+                             StatisticsFormat statistics, int code_bits);
 
 // Copies the rows into `out` in cluster order, byte for byte, and computes every section of it.
 //
-// Statistics come from the stored rows, in double; spreads and radii refer to the means as stored,
-// that is after rounding to the statistics dtype. REQUIRES: `out` was formatted for as many
-// clusters and tokens as `clustering` has; all positions lie in [out.position_begin,
-// out.position_begin + kSegmentTokensMax). Threads: concurrent calls with different `out` are
-// independent.
+// Statistics come from the stored rows, in double; spreads and codes refer to the means as stored,
+// that is after rounding. REQUIRES: `out` was formatted for as many clusters, super-clusters and
+// tokens as `clustering` has; all positions lie in [out.position_begin, out.position_begin +
+// kSegmentTokensMax). Threads: concurrent calls with different `out` are independent.
 void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& clustering,
                        MutableClusterIndex out);
 

@@ -11,15 +11,20 @@ int64_t AlignUp(int64_t bytes) {
   return (bytes + kSectionAlignment - 1) / kSectionAlignment * kSectionAlignment;
 }
 
-// Byte offsets of the sections, in the order the header file documents.
-struct Sections {
-  int64_t offsets, log_sizes, key_spreads, key_radii, value_spreads, mean_value, centroids,
-      value_means, positions, rows, end;
+// Byte offsets of means and of their scales.
+struct RowsSection {
+  int64_t rows, scales;
 };
 
-Sections Layout(const KvShape& shape, DType statistics_dtype, int64_t num_clusters,
-                int64_t num_tokens) {
-  const int64_t statistic_bytes = DTypeBytes(statistics_dtype);
+// Byte offsets of the sections, in the order the header file documents.
+struct Sections {
+  int64_t offsets, super_offsets, log_sizes, key_spreads, value_spreads, super_key_spreads,
+      mean_key, mean_value;
+  RowsSection centroids, value_means, super_centroids, super_value_means;
+  int64_t code_factors, codes, positions, rows, end;
+};
+
+Sections Layout(const ClusterIndexShape& shape) {
   Sections at;
   int64_t next = AlignUp(sizeof(ClusterIndexHeader));
   const auto place = [&next](int64_t bytes) {
@@ -27,74 +32,126 @@ Sections Layout(const KvShape& shape, DType statistics_dtype, int64_t num_cluste
     next = AlignUp(next + bytes);
     return here;
   };
-  at.offsets = place((num_clusters + 1) * sizeof(uint32_t));
-  at.log_sizes = place(num_clusters * sizeof(float));
-  at.key_spreads = place(num_clusters * sizeof(float));
-  at.key_radii = place(num_clusters * sizeof(float));
-  at.value_spreads = place(num_clusters * sizeof(float));
-  at.mean_value = place(shape.head_dim_v * sizeof(float));
-  at.centroids = place(num_clusters * shape.head_dim_k * statistic_bytes);
-  at.value_means = place(num_clusters * shape.head_dim_v * statistic_bytes);
-  at.positions = place(num_tokens * sizeof(uint16_t));
-  at.rows = place(num_tokens * (shape.head_dim_k + shape.head_dim_v) * DTypeBytes(shape.dtype));
+  const auto place_rows = [&](int64_t count, int dim, StatisticsFormat format) {
+    RowsSection section;
+    section.rows = place(count * StatisticsRowBytes(format, dim));
+    const bool scaled = format != StatisticsFormat::kFloat32;
+    section.scales = scaled ? place(count * sizeof(float)) : 0;
+    return section;
+  };
+  const int dim_k = shape.kv.head_dim_k, dim_v = shape.kv.head_dim_v;
+  at.offsets = place((shape.num_clusters + 1) * sizeof(uint32_t));
+  at.super_offsets = place((shape.num_supers + 1) * sizeof(uint32_t));
+  at.log_sizes = place(shape.num_clusters * sizeof(float));
+  at.key_spreads = place(shape.num_clusters * sizeof(float));
+  at.value_spreads = place(shape.num_clusters * sizeof(float));
+  at.super_key_spreads = place(shape.num_supers * sizeof(float));
+  at.mean_key = place(dim_k * sizeof(float));
+  at.mean_value = place(dim_v * sizeof(float));
+  const StatisticsFormat super_format = SuperFormat(shape.statistics);
+  at.centroids = place_rows(shape.num_clusters, dim_k, shape.statistics);
+  at.value_means = place_rows(shape.num_clusters, dim_v, shape.statistics);
+  at.super_centroids = place_rows(shape.num_supers, dim_k, super_format);
+  at.super_value_means = place_rows(shape.num_supers, dim_v, super_format);
+  at.code_factors = place(shape.num_tokens * sizeof(uint16_t));
+  at.codes = place(shape.num_tokens * shape.code_bits * CodeWords(dim_k) * sizeof(uint64_t));
+  at.positions = place(shape.num_tokens * sizeof(uint16_t));
+  at.rows = place(shape.num_tokens * (dim_k + dim_v) * DTypeBytes(shape.kv.dtype));
   at.end = next;
   return at;
 }
 
+StatisticsRows ReadOnly(const MutableStatisticsRows& rows) {
+  return {rows.rows, rows.scales, rows.row_bytes};
+}
+
 }  // namespace
 
-int64_t ClusterIndexBytes(const KvShape& shape, DType statistics_dtype, int64_t num_clusters,
-                          int64_t num_tokens) {
-  return Layout(shape, statistics_dtype, num_clusters, num_tokens).end;
-}
+int64_t ClusterIndexBytes(const ClusterIndexShape& shape) { return Layout(shape).end; }
 
-int64_t ClusterIndexOverheadBytes(const KvShape& shape, DType statistics_dtype,
-                                  int64_t num_clusters, int64_t num_tokens) {
-  return Layout(shape, statistics_dtype, num_clusters, num_tokens).rows;
-}
+int64_t ClusterIndexOverheadBytes(const ClusterIndexShape& shape) { return Layout(shape).rows; }
 
-MutableClusterIndex FormatClusterIndex(std::byte* extent, const KvShape& shape,
-                                       DType statistics_dtype, int64_t position_begin,
-                                       int64_t num_clusters, int64_t num_tokens) {
+MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
+                                       int64_t position_begin) {
   ClusterIndexHeader header;
-  header.kv_dtype = shape.dtype;
-  header.statistics_dtype = statistics_dtype;
-  header.num_clusters = static_cast<uint32_t>(num_clusters);
-  header.num_tokens = static_cast<uint32_t>(num_tokens);
-  header.head_dim_k = static_cast<uint16_t>(shape.head_dim_k);
-  header.head_dim_v = static_cast<uint16_t>(shape.head_dim_v);
+  header.kv_dtype = shape.kv.dtype;
+  header.statistics = shape.statistics;
+  header.num_clusters = static_cast<uint32_t>(shape.num_clusters);
+  header.num_tokens = static_cast<uint32_t>(shape.num_tokens);
+  header.head_dim_k = static_cast<uint16_t>(shape.kv.head_dim_k);
+  header.head_dim_v = static_cast<uint16_t>(shape.kv.head_dim_v);
+  header.num_supers = static_cast<uint16_t>(shape.num_supers);
+  header.code_bits = static_cast<uint16_t>(shape.code_bits);
   header.position_begin = position_begin;
   std::memcpy(extent, &header, sizeof(header));
 
-  const Sections at = Layout(shape, statistics_dtype, num_clusters, num_tokens);
+  const Sections at = Layout(shape);
   const auto floats = [extent](int64_t offset) {
     return reinterpret_cast<float*>(extent + offset);
   };
+  const auto integers = [extent](int64_t offset) {
+    return reinterpret_cast<uint32_t*>(extent + offset);
+  };
+  const auto shorts = [extent](int64_t offset) {
+    return reinterpret_cast<uint16_t*>(extent + offset);
+  };
+  const auto means = [&](const RowsSection& section, int dim, StatisticsFormat format) {
+    return MutableStatisticsRows{extent + section.rows,
+                                 section.scales == 0 ? nullptr : floats(section.scales),
+                                 StatisticsRowBytes(format, dim)};
+  };
   MutableClusterIndex index;
-  index.shape = shape;
-  index.statistics_dtype = statistics_dtype;
+  index.shape = shape.kv;
+  index.statistics = shape.statistics;
+  index.code_bits = shape.code_bits;
   index.position_begin = position_begin;
-  index.num_clusters = num_clusters;
-  index.num_tokens = num_tokens;
-  index.offsets = reinterpret_cast<uint32_t*>(extent + at.offsets);
+  index.num_clusters = shape.num_clusters;
+  index.num_supers = shape.num_supers;
+  index.num_tokens = shape.num_tokens;
+  index.offsets = integers(at.offsets);
+  index.super_offsets = integers(at.super_offsets);
   index.log_sizes = floats(at.log_sizes);
   index.key_spreads = floats(at.key_spreads);
-  index.key_radii = floats(at.key_radii);
   index.value_spreads = floats(at.value_spreads);
+  index.super_key_spreads = floats(at.super_key_spreads);
+  index.mean_key = floats(at.mean_key);
   index.mean_value = floats(at.mean_value);
-  index.centroids = extent + at.centroids;
-  index.value_means = extent + at.value_means;
-  index.positions = reinterpret_cast<uint16_t*>(extent + at.positions);
+  index.centroids = means(at.centroids, shape.kv.head_dim_k, shape.statistics);
+  index.value_means = means(at.value_means, shape.kv.head_dim_v, shape.statistics);
+  const StatisticsFormat super_format = SuperFormat(shape.statistics);
+  index.super_centroids = means(at.super_centroids, shape.kv.head_dim_k, super_format);
+  index.super_value_means = means(at.super_value_means, shape.kv.head_dim_v, super_format);
+  index.code_factors = shorts(at.code_factors);
+  index.codes = reinterpret_cast<uint64_t*>(extent + at.codes);
+  index.positions = shorts(at.positions);
   index.rows = extent + at.rows;
   return index;
 }
 
 ClusterIndex ReadOnly(const MutableClusterIndex& index) {
-  return {index.shape,         index.statistics_dtype, index.position_begin,
-          index.num_clusters,  index.num_tokens,       index.offsets,
-          index.log_sizes,     index.key_spreads,      index.key_radii,
-          index.value_spreads, index.mean_value,       index.centroids,
-          index.value_means,   index.positions,        index.rows};
+  return {index.shape,
+          index.statistics,
+          index.code_bits,
+          index.position_begin,
+          index.num_clusters,
+          index.num_supers,
+          index.num_tokens,
+          index.offsets,
+          index.super_offsets,
+          index.log_sizes,
+          index.key_spreads,
+          index.value_spreads,
+          index.super_key_spreads,
+          index.mean_key,
+          index.mean_value,
+          ReadOnly(index.centroids),
+          ReadOnly(index.value_means),
+          ReadOnly(index.super_centroids),
+          ReadOnly(index.super_value_means),
+          index.code_factors,
+          index.codes,
+          index.positions,
+          index.rows};
 }
 
 }  // namespace wavekv

@@ -2,20 +2,37 @@
 //
 // One contiguous extent, sections in this order, each starting at a multiple of 64 bytes:
 //
-//   header         ClusterIndexHeader
-//   offsets        uint32 [num_clusters + 1]  first token of each cluster, in cluster order (CSR)
-//   log_sizes      fp32   [num_clusters]      ln(tokens in the cluster)
-//   key_spreads    fp32   [num_clusters]      mean of |k - centroid|^2
-//   key_radii      fp32   [num_clusters]      max of |k - centroid|
-//   value_spreads  fp32   [num_clusters]      mean of |v - value mean|^2
-//   mean_value     fp32   [head_dim_v]        mean of the segment's values
-//   centroids      statistics dtype [num_clusters, head_dim_k]  true mean of the cluster's keys
-//   value_means    statistics dtype [num_clusters, head_dim_v]  true mean of the cluster's values
-//   positions      uint16 [num_tokens]        original position minus the segment's first
-//   rows           kv dtype, per cluster: its K rows, then its V rows
+//   header             ClusterIndexHeader
+//   offsets            uint32 [num_clusters + 1]   first token of each cluster (CSR)
+//   super_offsets      uint32 [num_supers + 1]     first cluster of each super-cluster (CSR)
+//   log_sizes          fp32   [num_clusters]       ln(tokens in the cluster)
+//   key_spreads        fp32   [num_clusters]       mean of |k - centroid|^2
+//   value_spreads      fp32   [num_clusters]       mean of |v - value mean|^2
+//   super_key_spreads  fp32   [num_supers]         mean of |k - centroid of the super-cluster|^2
+//   mean_key           fp32   [head_dim_k]         mean of the segment's keys
+//   mean_value         fp32   [head_dim_v]         mean of the segment's values
+//   centroids          rows   [num_clusters, head_dim_k]  true mean of the cluster's keys
+//   value_means        rows   [num_clusters, head_dim_v]  true mean of the cluster's values
+//   super_centroids    rows   [num_supers, head_dim_k]
+//   super_value_means  rows   [num_supers, head_dim_v]
+//   code_factors       fp16   [num_tokens]         scale of the token's code
+//   codes              uint64 [num_tokens, code_bits, code_words]
+//   positions          uint16 [num_tokens]         original position minus the segment's first
+//   rows               kv dtype, per cluster: its K rows, then its V rows
 //
-// So a cluster is one byte range (one transfer), and everything a query reads to decide precedes
-// the rows.
+// Means are rotated (compute/rotation.h) and stored as differences, so that few bits say much: a
+// super-cluster's from the segment's mean (which is stored rotated too), a cluster's from that of
+// its super-cluster as stored. "Rows" are fp32, or integers followed by one fp32 scale per row in a
+// section of its own (storage/statistics_row.h), of 8 bits for super-clusters. Spreads refer to the
+// means as stored.
+//
+// The code of a token stands for its distance d = R(k - centroid), R the rotation: element j in
+// code_bits bits, u_j = floor(d_j / step) + 2^(code_bits - 1) kept within [0, 2^code_bits); word w
+// of plane p holds bit p of u_(64 w) to u_(64 w + 63), bits past head_dim_k are 0. The token's d is
+// near code_factor * (u - (2^code_bits - 1) / 2).
+//
+// A cluster is one byte range (one transfer), a super-cluster a run of clusters, and everything a
+// query reads to decide precedes the rows.
 #ifndef WAVEKV_STORAGE_CLUSTER_INDEX_H_
 #define WAVEKV_STORAGE_CLUSTER_INDEX_H_
 
@@ -24,6 +41,7 @@
 #include <type_traits>
 
 #include "storage/kv_range.h"
+#include "storage/statistics_row.h"
 #include "wavekv/types.h"
 
 namespace wavekv {
@@ -33,20 +51,53 @@ inline constexpr int64_t kSegmentTokensMax = 65536;
 
 struct ClusterIndexHeader {
   static constexpr uint32_t kMagic = 0x58494b57;  // "WKIX", little endian
-  static constexpr uint16_t kVersion = 1;
+  static constexpr uint16_t kVersion = 2;
 
   uint32_t magic = kMagic;
   uint16_t version = kVersion;
   DType kv_dtype = DType::kBFloat16;
-  DType statistics_dtype = DType::kFloat32;
+  StatisticsFormat statistics = StatisticsFormat::kInt4;
   uint32_t num_clusters = 0;
   uint32_t num_tokens = 0;
   uint16_t head_dim_k = 0;
   uint16_t head_dim_v = 0;
-  uint32_t reserved = 0;
+  uint16_t num_supers = 0;
+  uint16_t code_bits = 0;
   int64_t position_begin = 0;
 };
 static_assert(sizeof(ClusterIndexHeader) == 32, "the header is part of the stored format");
+
+// What fixes the size of an index.
+struct ClusterIndexShape {
+  KvShape kv;
+  StatisticsFormat statistics = StatisticsFormat::kInt4;
+  int code_bits = 1;  // 1, 2 or 4
+  int64_t num_clusters = 0;
+  int64_t num_supers = 0;
+  int64_t num_tokens = 0;
+};
+
+// Words of one plane of a token's code.
+constexpr int64_t CodeWords(int head_dim_k) { return (head_dim_k + 63) / 64; }
+
+// The step of a code relative to the root mean square of a distance's elements: what keeps most of
+// normally distributed ones.
+constexpr double CodeStep(int code_bits) {
+  return code_bits == 1 ? 1.0 : code_bits == 2 ? 0.9957 : 0.335;
+}
+
+// Rows of means, with their scales.
+template <typename Byte, typename Float>
+struct BasicStatisticsRows {
+  Byte* rows = nullptr;
+  Float* scales = nullptr;  // nullptr for fp32
+  int64_t row_bytes = 0;
+
+  Byte* row(int64_t i) const { return rows + i * row_bytes; }
+  float scale(int64_t i) const { return scales == nullptr ? 1.0f : scales[i]; }
+};
+using StatisticsRows = BasicStatisticsRows<const std::byte, const float>;
+using MutableStatisticsRows = BasicStatisticsRows<std::byte, float>;
 
 // Typed pointers into one sealed extent. `Byte` is const std::byte for readers.
 //
@@ -55,26 +106,43 @@ template <bool kMutable>
 struct BasicClusterIndex {
   template <typename T>
   using Ptr = std::conditional_t<kMutable, T*, const T*>;
+  using Rows = std::conditional_t<kMutable, MutableStatisticsRows, StatisticsRows>;
 
   KvShape shape;
-  DType statistics_dtype = DType::kFloat32;
+  StatisticsFormat statistics = StatisticsFormat::kInt4;
+  int code_bits = 1;
   int64_t position_begin = 0;
   int64_t num_clusters = 0;
+  int64_t num_supers = 0;
   int64_t num_tokens = 0;
   Ptr<uint32_t> offsets = nullptr;
+  Ptr<uint32_t> super_offsets = nullptr;
   Ptr<float> log_sizes = nullptr;
   Ptr<float> key_spreads = nullptr;
-  Ptr<float> key_radii = nullptr;
   Ptr<float> value_spreads = nullptr;
+  Ptr<float> super_key_spreads = nullptr;
+  Ptr<float> mean_key = nullptr;
   Ptr<float> mean_value = nullptr;
-  Ptr<std::byte> centroids = nullptr;
-  Ptr<std::byte> value_means = nullptr;
+  Rows centroids;
+  Rows value_means;
+  Rows super_centroids;
+  Rows super_value_means;
+  Ptr<uint16_t> code_factors = nullptr;
+  Ptr<uint64_t> codes = nullptr;
   Ptr<uint16_t> positions = nullptr;
   Ptr<std::byte> rows = nullptr;
 
   int64_t key_row_bytes() const { return shape.head_dim_k * DTypeBytes(shape.dtype); }
   int64_t value_row_bytes() const { return shape.head_dim_v * DTypeBytes(shape.dtype); }
   int64_t cluster_size(int64_t cluster) const { return offsets[cluster + 1] - offsets[cluster]; }
+  // Tokens of a super-cluster.
+  int64_t super_size(int64_t super) const {
+    return offsets[super_offsets[super + 1]] - offsets[super_offsets[super]];
+  }
+  ClusterIndexShape full_shape() const {
+    return {shape, statistics, code_bits, num_clusters, num_supers, num_tokens};
+  }
+  int64_t code_words() const { return code_bits * CodeWords(shape.head_dim_k); }  // of a token
 
   // First byte of the cluster's K rows and of its V rows.
   Ptr<std::byte> cluster_keys(int64_t cluster) const {
@@ -94,16 +162,13 @@ using ClusterIndex = BasicClusterIndex<false>;
 using MutableClusterIndex = BasicClusterIndex<true>;
 
 // Bytes of the extent that holds such an index, and of the part before the rows.
-int64_t ClusterIndexBytes(const KvShape& shape, DType statistics_dtype, int64_t num_clusters,
-                          int64_t num_tokens);
-int64_t ClusterIndexOverheadBytes(const KvShape& shape, DType statistics_dtype,
-                                  int64_t num_clusters, int64_t num_tokens);
+int64_t ClusterIndexBytes(const ClusterIndexShape& shape);
+int64_t ClusterIndexOverheadBytes(const ClusterIndexShape& shape);
 
 // Writes the header into `extent` (64-byte aligned, ClusterIndexBytes() long) and returns pointers
 // to its sections, whose contents the caller fills in.
-MutableClusterIndex FormatClusterIndex(std::byte* extent, const KvShape& shape,
-                                       DType statistics_dtype, int64_t position_begin,
-                                       int64_t num_clusters, int64_t num_tokens);
+MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
+                                       int64_t position_begin);
 
 // The same index for readers.
 ClusterIndex ReadOnly(const MutableClusterIndex& index);

@@ -51,6 +51,31 @@ enum class MassEstimate : uint8_t {
   kSecondOrder = 2,
 };
 
+// Which parts of the sealed tokens a query reads, and what stands for the others; AttendOptions and
+// docs/wave_index.md say more.
+enum class Zones : uint8_t {
+  kPaper = 1,     // as published: clusters exactly, clusters by their means, the others not at all
+  kClusters = 2,  // the same, and the others by their masses and the means of super-clusters
+  kSketch = 3,    // single tokens exactly, chosen by their codes; by codes; by means
+};
+
+// How centroids and value means are stored. Integers have a scale per row; docs/wave_index.md says
+// what each is worth.
+enum class StatisticsFormat : uint8_t { kFloat32 = 1, kInt8 = 2, kInt4 = 3 };
+
+// "fp32", "int8", "int4", or "unknown".
+constexpr const char* StatisticsFormatName(StatisticsFormat format) {
+  switch (format) {
+    case StatisticsFormat::kFloat32:
+      return "fp32";
+    case StatisticsFormat::kInt8:
+      return "int8";
+    case StatisticsFormat::kInt4:
+      return "int4";
+  }
+  return "unknown";
+}
+
 // Which machine computes.
 enum class Device : uint8_t { kCpu = 1, kCuda = 2 };
 

@@ -31,8 +31,10 @@ enum Option : int {
   kPrompts,
   kQuick,
   kRetrieval,
+  kSketch,
   kTask,
   kThreads,
+  kZones,
 };
 
 constexpr option kOptions[] = {
@@ -48,8 +50,10 @@ constexpr option kOptions[] = {
     {"prompts", required_argument, nullptr, kPrompts},
     {"quick", no_argument, nullptr, kQuick},
     {"retrieval", required_argument, nullptr, kRetrieval},
+    {"sketch", required_argument, nullptr, kSketch},
     {"task", required_argument, nullptr, kTask},
     {"threads", required_argument, nullptr, kThreads},
+    {"zones", required_argument, nullptr, kZones},
     {nullptr, 0, nullptr, 0},
 };
 
@@ -73,6 +77,13 @@ absl::StatusOr<wavekv::Budget> ParseRatio(absl::string_view option, const char* 
     return OptionError(option, "a share from 0 to 1", text);
   }
   return wavekv::Budget::Ratio(value);
+}
+
+absl::StatusOr<wavekv::Zones> ParseZones(absl::string_view name) {
+  if (name == "sketch") return wavekv::Zones::kSketch;
+  if (name == "clusters") return wavekv::Zones::kClusters;
+  if (name == "paper") return wavekv::Zones::kPaper;
+  return OptionError("zones", "sketch, clusters or paper", name);
 }
 
 absl::StatusOr<int64_t> ParseContext(const char* text) {
@@ -102,6 +113,14 @@ absl::Status ApplyOption(int option, const char* value, Arguments* arguments) {
     }
     case kEstimation: {
       TINYLM_ASSIGN_OR_RETURN(arguments->wave.estimation, ParseRatio("estimation", value));
+      break;
+    }
+    case kSketch: {
+      TINYLM_ASSIGN_OR_RETURN(arguments->wave.sketch, ParseRatio("sketch", value));
+      break;
+    }
+    case kZones: {
+      TINYLM_ASSIGN_OR_RETURN(arguments->wave.zones, ParseZones(value));
       break;
     }
     case kContext: {
@@ -207,8 +226,11 @@ wavekv-tinylm --dump-trace FILE [--context N] [--document I]
     Reads evaluation document I (0) and records its keys, values and last queries, as safetensors.
 
 Everywhere:
-      --retrieval R      share of the indexed tokens that are attended exactly (0.018)
-      --estimation R     share that is answered by the value means of its own clusters (0.232)
+      --zones Z          sketch (default), clusters or paper: docs/wave_index.md
+      --retrieval R      share of the indexed tokens that are attended exactly (0.02)
+      --sketch R         sketch: share whose codes are read (0.25)
+      --estimation R     clusters, paper: share that is answered by the value means of its own
+                         clusters (0.232)
       --threads N        (one per processor)
       --model DIR        config.json, model.safetensors, tokenizer.model and eval_L*.safetensors
       --help

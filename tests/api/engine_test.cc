@@ -211,37 +211,46 @@ TEST_F(EngineTest, LseComesInTheBaseAskedFor) {
 TEST_F(EngineTest, EveryTokenIsCountedOnce) {
   // With zero queries all masses are token counts: lse = ln(length), output = the mean of the
   // values when each segment is answered by its own means.
-  Open(SmallOptions());
+  EngineOptions engine_options = SmallOptions();
+  engine_options.index.statistics = StatisticsFormat::kFloat32;  // means as they are
+  Open(engine_options);
   AppendRandom(2000);
   AppendRandom(1);
   WaitForBuilds();
   const std::vector<float> zeros(model_.num_q_heads * model_.head_dim_k, 0.0f);
   const NaiveAttentionState want = expected_->Attend(0, zeros, 1);
-  for (double estimation : {0.0, 0.1, 0.5, 1.0}) {
+  for (double share : {0.0, 0.1, 0.5, 1.0}) {
     for (int64_t retrieval : {0, 1, 100, 1000}) {
-      AttendOptions options;
-      options.retrieval = Budget::Tokens(retrieval);
-      options.estimation = Budget::Ratio(estimation);
-      SCOPED_TRACE(::testing::Message()
-                   << "estimation " << estimation << ", retrieval " << retrieval);
-      const Answer got = Attend(0, zeros, options);
-      for (float lse : got.lse) EXPECT_NEAR(lse, std::log(2001.0), 1e-5);
-      for (size_t i = 0; i < want.output.size(); ++i) {
-        ASSERT_NEAR(got.output[i], want.output[i], 5e-6) << i;
+      for (const Zones zones : {Zones::kClusters, Zones::kSketch}) {
+        AttendOptions options;
+        options.zones = zones;
+        options.retrieval = Budget::Tokens(retrieval);
+        options.estimation = Budget::Ratio(share);
+        options.sketch = Budget::Ratio(share);
+        SCOPED_TRACE(::testing::Message()
+                     << "zones " << static_cast<int>(zones) << ", estimation or sketch " << share
+                     << ", retrieval " << retrieval);
+        const Answer got = Attend(0, zeros, options);
+        for (float lse : got.lse) EXPECT_NEAR(lse, std::log(2001.0), 1e-5);
+        for (size_t i = 0; i < want.output.size(); ++i) {
+          ASSERT_NEAR(got.output[i], want.output[i], 1e-5) << i;
+        }
       }
     }
   }
 }
 
 TEST_F(EngineTest, EstimatedMassNeverExceedsTheTrueMass) {
-  Open(SmallOptions());
+  EngineOptions engine_options = SmallOptions();
+  engine_options.index.statistics = StatisticsFormat::kFloat32;  // centroids as they are
+  Open(engine_options);
   AppendRandom(3000);
   AppendRandom(1);
   WaitForBuilds();
   for (float scale : {0.01f, 1.0f, 4.0f, 30.0f}) {
     std::vector<float> queries = RandomQueries(1);
     for (float& q : queries) q *= scale;
-    AttendOptions options;
+    AttendOptions options = AttendOptions::Clusters();
     options.mass = MassEstimate::kLowerBound;
     for (double retrieval : {0.0, 0.018, 0.3}) {
       options.retrieval = Budget::Ratio(retrieval);

@@ -82,7 +82,9 @@ std::vector<BadOption> BadOptions() {
       {"index.window_tokens", "got -1", [](auto& o) { o.index.window_tokens = -1; }},
       {"index.window_tokens", "got 9223372036854775807",
        [](auto& o) { o.index.window_tokens = std::numeric_limits<int64_t>::max(); }},
-      {"index.statistics_dtype", "got 77", [](auto& o) { o.index.statistics_dtype = DType{77}; }},
+      {"index.statistics", "got 77", [](auto& o) { o.index.statistics = StatisticsFormat{77}; }},
+      {"index.code_bits", "must be 1, 2 or 4, got 3", [](auto& o) { o.index.code_bits = 3; }},
+      {"index.clusters_per_super", "got 0", [](auto& o) { o.index.clusters_per_super = 0; }},
       {"arena_bytes", "got 0", [](auto& o) { o.arena_bytes = 0; }},
       {"arena_bytes", "got 4095", [](auto& o) { o.arena_bytes = 4095; }},
       {"arena_bytes", "got -1", [](auto& o) { o.arena_bytes = -1; }},
@@ -227,7 +229,9 @@ constexpr char kFullConfig[] = R"(
       kmeans_iterations: 7
       sink_tokens: 5
       window_tokens: 100
-      statistics_dtype: BFLOAT16
+      statistics: STATISTICS_INT8
+      clusters_per_super: 9
+      code_bits: 2
       seed: 18446744073709551615
     }
     arena_bytes: 8388608
@@ -253,7 +257,9 @@ TEST(EngineConfigTest, EveryFieldReachesTheOptions) {
   EXPECT_EQ(options->index.kmeans_iterations, 7);
   EXPECT_EQ(options->index.sink_tokens, 5);
   EXPECT_EQ(options->index.window_tokens, 100);
-  EXPECT_EQ(options->index.statistics_dtype, DType::kBFloat16);
+  EXPECT_EQ(options->index.statistics, StatisticsFormat::kInt8);
+  EXPECT_EQ(options->index.clusters_per_super, 9);
+  EXPECT_EQ(options->index.code_bits, 2);
   EXPECT_EQ(options->index.seed, std::numeric_limits<uint64_t>::max());
   EXPECT_EQ(options->arena_bytes, 8388608);
   EXPECT_EQ(options->worker_threads, 3);
@@ -279,7 +285,9 @@ TEST(EngineConfigTest, FieldsLeftOutKeepTheDefaultsOfTheHeader) {
   EXPECT_EQ(options->index.kmeans_iterations, defaults.index.kmeans_iterations);
   EXPECT_EQ(options->index.sink_tokens, defaults.index.sink_tokens);
   EXPECT_EQ(options->index.window_tokens, defaults.index.window_tokens);
-  EXPECT_EQ(options->index.statistics_dtype, defaults.index.statistics_dtype);
+  EXPECT_EQ(options->index.statistics, defaults.index.statistics);
+  EXPECT_EQ(options->index.clusters_per_super, defaults.index.clusters_per_super);
+  EXPECT_EQ(options->index.code_bits, defaults.index.code_bits);
   EXPECT_EQ(options->index.seed, defaults.index.seed);
   EXPECT_EQ(options->worker_threads, defaults.worker_threads);
   EXPECT_EQ(options->build_threads, defaults.build_threads);
@@ -344,7 +352,9 @@ TEST(EngineConfigTest, ValuesOutOfRangeAreRefusedByTheFieldsOwnName) {
       {"model { head_dim_v: 4294967295 }", "model.head_dim_v"},
       {"model { kv_dtype: DTYPE_UNSPECIFIED }", "model.kv_dtype"},
       {"model { kv_dtype: 257 }", "model.kv_dtype"},
-      {"index { statistics_dtype: 5 }", "index.statistics_dtype"},
+      {"index { statistics: 5 }", "index.statistics"},
+      {"index { code_bits: 4294967295 }", "index.code_bits"},
+      {"index { clusters_per_super: 4294967295 }", "index.clusters_per_super"},
       {"index { cluster_tokens_max: 4294967295 }", "index.cluster_tokens_max"},
       {"index { window_tokens: 4294967295 segment_tokens: 63 }", "index.segment_tokens"},
       {"worker_threads: 4294967295", "worker_threads"},

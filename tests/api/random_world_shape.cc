@@ -39,7 +39,10 @@ WorldShape DrawShape(uint64_t seed) {
   index.kmeans_iterations = static_cast<int>(random.Integer(0, 3));
   index.sink_tokens = OneOf<int64_t>(random, {0, 1, 4, 4, 70});
   index.window_tokens = OneOf<int64_t>(random, {0, 1, 16, 64, 100});
-  index.statistics_dtype = OneOf(random, kDTypes);
+  index.statistics = OneOf(random, {StatisticsFormat::kFloat32, StatisticsFormat::kInt8,
+                                    StatisticsFormat::kInt4, StatisticsFormat::kInt4});
+  index.code_bits = OneOf(random, {1, 1, 2, 4});
+  index.clusters_per_super = OneOf(random, {1, 3, 16, 16});
   index.seed = seed;
 
   shape.options.worker_threads = static_cast<int>(random.Integer(1, 3));
@@ -59,12 +62,14 @@ std::string ToString(const WorldShape& shape) {
   const IndexOptions& index = options.index;
   return fmt::format(
       "layers {} q_heads {} kv_heads {} head_dim {}/{} {} scale {} segment {} update {} cluster "
-      "{}..{} iterations {} sink {} window {} statistics {} arena {} threads {}+{} tenants {}",
+      "{}..{} super {} iterations {} sink {} window {} statistics {} code bits {} arena {} threads "
+      "{}+{} tenants {}",
       model.num_layers, model.num_q_heads, model.num_kv_heads, model.head_dim_k, model.head_dim_v,
       DTypeName(model.kv_dtype), model.softmax_scale, index.segment_tokens, index.update_tokens,
-      index.tokens_per_cluster, index.cluster_tokens_max, index.kmeans_iterations,
-      index.sink_tokens, index.window_tokens, DTypeName(index.statistics_dtype),
-      options.arena_bytes, options.worker_threads, options.build_threads, shape.num_tenants);
+      index.tokens_per_cluster, index.cluster_tokens_max, index.clusters_per_super,
+      index.kmeans_iterations, index.sink_tokens, index.window_tokens,
+      StatisticsFormatName(index.statistics), index.code_bits, options.arena_bytes,
+      options.worker_threads, options.build_threads, shape.num_tenants);
 }
 
 }  // namespace wavekv::testing

@@ -21,66 +21,178 @@ struct Estimate {
   double value_variance = 0.0;
 };
 
-// The contract's formulas for one query in double precision.
-// Mean of the values of the remainder zone: the segment's sum without that of all other clusters.
-std::vector<double> NaiveRemainderMean(const RandomIndex& random_index,
-                                       const std::vector<Zone>& zones) {
-  const ClusterIndex& index = random_index.index();
-  const int dim = index.shape.head_dim_v;
-  std::vector<double> mean(dim);
-  double tokens = index.num_tokens;
-  for (int d = 0; d < dim; ++d) mean[d] = tokens * index.mean_value[d];
-  for (int64_t i = 0; i < index.num_clusters; ++i) {
-    if (zones[i] == Zone::kRemainder) continue;
-    tokens -= index.cluster_size(i);
-    for (int d = 0; d < dim; ++d) {
-      mean[d] -= index.cluster_size(i) * random_index.value_means()[i * dim + d];
-    }
-  }
-  for (double& m : mean) m /= std::max(tokens, 1.0);
-  return mean;
-}
+// What a query gives to estimate from.
+struct Given {
+  const float* query;
+  const float* masses;  // logs, per cluster
+  const std::vector<Zone>& zones;
+  const float* logits;  // per token of the sketch zone
+  const std::vector<uint8_t>& chosen;
+  MassEstimate mass;
+};
 
-Estimate NaiveEstimate(const RandomIndex& random_index, const float* query, const float* masses,
-                       const std::vector<Zone>& zones, MassEstimate mass) {
-  const ClusterIndex& index = random_index.index();
-  const int dim_k = index.shape.head_dim_k, dim_v = index.shape.head_dim_v;
-  const std::vector<double> remainder_mean = NaiveRemainderMean(random_index, zones);
-  Estimate estimate = {std::vector<double>(dim_v, 0.0)};
-  double max = -kInfinity, sum = 0.0, q2 = 0.0;
-  for (int64_t i = 0; i < index.num_clusters; ++i) {
-    if (zones[i] != Zone::kRetrieval) max = std::max<double>(max, masses[i]);
-  }
-  if (std::isinf(max)) return estimate;
-  for (int64_t i = 0; i < index.num_clusters; ++i) {
-    if (zones[i] != Zone::kRetrieval) sum += std::exp(masses[i] - max);
-  }
-  estimate.lse = max + std::log(sum);
-  for (int d = 0; d < dim_k; ++d) q2 += static_cast<double>(query[d]) * query[d];
-  for (int64_t i = 0; i < index.num_clusters; ++i) {
-    if (zones[i] == Zone::kRetrieval) continue;
-    const double w = std::exp(masses[i] - estimate.lse);
-    const double s = q2 * index.key_spreads[i] / dim_k;
-    const double gain = std::exp(std::min<double>(s / 2, kLogMassGainMax));
-    estimate.missing_mass +=
-        w * (mass == MassEstimate::kLowerBound ? gain - 1 : (1 - 1 / gain) / 2);
-    estimate.value_variance += w * w *
-                               (index.value_spreads[i] / index.cluster_size(i) +
-                                index.value_spreads[i] * (std::exp(std::min(s, 3.0)) - 1));
-    for (int d = 0; d < dim_v; ++d) {
-      estimate.output[d] +=
-          w * (zones[i] == Zone::kEstimation ? random_index.value_means()[i * dim_v + d]
-                                             : remainder_mean[d]);
+double Deduction(double rest, double part) { return std::min(1.0, rest / part); }
+
+// The contract's formulas for one query in double precision.
+class NaiveEstimate {
+ public:
+  NaiveEstimate(const RandomIndex& random_index, const Given& given)
+      : random_index_(random_index), index_(random_index.index()), given_(given) {
+    output_.assign(index_.shape.head_dim_v, 0.0);
+    FindOffset();
+    int64_t first_token = 0;
+    for (int64_t s = 0; s < index_.num_supers; ++s) AddSuper(s, &first_token);
+    Estimate& e = estimate_;
+    e.output = output_;
+    if (mass_ > 0.0) {
+      for (double& x : e.output) x /= mass_;
+      e.lse = offset_ + std::log(mass_);
+      AddErrors();
     }
   }
-  return estimate;
-}
+
+  const Estimate& estimate() const { return estimate_; }
+
+ private:
+  double Mass(int64_t cluster) const { return std::exp(given_.masses[cluster] - offset_); }
+  double TokenMass(int64_t token) const { return std::exp(given_.logits[token] - offset_); }
+
+  void FindOffset() {
+    double max = -kInfinity;
+    int64_t token = 0;
+    for (int64_t i = 0; i < index_.num_clusters; ++i) {
+      const Zone zone = given_.zones[i];
+      if (zone == Zone::kEstimation || zone == Zone::kRemainder) {
+        max = std::max<double>(max, given_.masses[i]);
+      } else if (zone == Zone::kSketch) {
+        for (int64_t t = 0; t < index_.cluster_size(i); ++t, ++token) {
+          if (given_.chosen[token] == 0) max = std::max<double>(max, given_.logits[token]);
+        }
+      }
+    }
+    offset_ = std::isinf(max) ? 0.0 : max;
+  }
+
+  void Add(double weight, const double* mean) {
+    for (size_t d = 0; d < output_.size(); ++d) output_[d] += weight * mean[d];
+  }
+  const double* ValueMean(int64_t cluster) const {
+    return &random_index_.value_means()[cluster * index_.shape.head_dim_v];
+  }
+
+  // A cluster of the sketch zone; returns the mass of all its tokens.
+  double AddSketch(int64_t cluster, int64_t first_token) {
+    const int dim = index_.shape.head_dim_v;
+    const int64_t size = index_.cluster_size(cluster);
+    double rest = 0.0, whole = 0.0, squares = 0.0, left = 0.0;
+    for (int64_t t = 0; t < size; ++t) {
+      const double mass = TokenMass(first_token + t);
+      whole += mass;
+      if (given_.chosen[first_token + t] != 0) continue;
+      rest += mass;
+      left += 1.0;
+      squares += mass * mass;
+    }
+    token_squares_ += squares * index_.value_spreads[cluster];
+    if (left == 0.0) return whole;
+    mass_ += rest;
+    std::vector<double> mean(dim);
+    double tokens = static_cast<double>(size);
+    for (int d = 0; d < dim; ++d) mean[d] = tokens * ValueMean(cluster)[d];
+    for (int64_t t = 0; t < size; ++t) {
+      if (given_.chosen[first_token + t] == 0) continue;
+      const double deduction = Deduction(rest / left, TokenMass(first_token + t));
+      tokens -= deduction;
+      for (int d = 0; d < dim; ++d) {
+        mean[d] -= deduction *
+                   LoadElement(index_.cluster_values(cluster), index_.shape.dtype, t * dim + d);
+      }
+    }
+    for (double& x : mean) x /= tokens;
+    Add(rest, mean.data());
+    return whole;
+  }
+
+  void AddSuper(int64_t super, int64_t* first_token) {
+    const int dim = index_.shape.head_dim_v;
+    double remainder_mass = 0.0;
+    int64_t remainder_tokens = 0;
+    std::vector<std::pair<int64_t, double>> others;  // with their masses
+    for (int64_t i = index_.super_offsets[super]; i < index_.super_offsets[super + 1]; ++i) {
+      if (given_.zones[i] == Zone::kRemainder) {
+        remainder_mass += Mass(i);
+        remainder_tokens += index_.cluster_size(i);
+        continue;
+      }
+      double whole = Mass(i);
+      if (given_.zones[i] == Zone::kSketch) {
+        whole = AddSketch(i, *first_token);
+        *first_token += index_.cluster_size(i);
+      } else if (given_.zones[i] == Zone::kEstimation) {
+        mass_ += whole;
+        Add(whole, ValueMean(i));
+      }
+      others.emplace_back(i, whole);
+    }
+    mass_ += remainder_mass;
+    if (remainder_tokens == 0) return;
+    if (2 * remainder_tokens < index_.super_size(super)) {
+      for (int64_t i = index_.super_offsets[super]; i < index_.super_offsets[super + 1]; ++i) {
+        if (given_.zones[i] == Zone::kRemainder) Add(Mass(i), ValueMean(i));
+      }
+      return;
+    }
+    auto tokens = static_cast<double>(index_.super_size(super));
+    std::vector<double> mean(dim);
+    for (int d = 0; d < dim; ++d) {
+      mean[d] = tokens * random_index_.super_value_means()[super * dim + d];
+    }
+    const double rest = remainder_mass / static_cast<double>(remainder_tokens);
+    for (const auto& [cluster, mass] : others) {
+      const auto size = static_cast<double>(index_.cluster_size(cluster));
+      const double deducted = size * Deduction(rest, mass / size);
+      tokens -= deducted;
+      for (int d = 0; d < dim; ++d) mean[d] -= deducted * ValueMean(cluster)[d];
+    }
+    for (double& x : mean) x /= tokens;
+    Add(remainder_mass, mean.data());
+  }
+
+  void AddErrors() {
+    const int dim = index_.shape.head_dim_k;
+    double q2 = 0.0;
+    for (int d = 0; d < dim; ++d) q2 += static_cast<double>(given_.query[d]) * given_.query[d];
+    estimate_.value_variance = token_squares_ / (mass_ * mass_);
+    for (int64_t i = 0; i < index_.num_clusters; ++i) {
+      const Zone zone = given_.zones[i];
+      if (zone != Zone::kEstimation && zone != Zone::kRemainder) continue;
+      const double w = std::exp(given_.masses[i] - estimate_.lse);
+      const double s = q2 * index_.key_spreads[i] / dim;
+      const double gain = std::exp(std::min<double>(s / 2, kLogMassGainMax));
+      estimate_.missing_mass +=
+          w * (given_.mass == MassEstimate::kLowerBound ? gain - 1 : (1 - 1 / gain) / 2);
+      estimate_.value_variance += w * w *
+                                  (index_.value_spreads[i] / index_.cluster_size(i) +
+                                   index_.value_spreads[i] * (std::exp(std::min(s, 3.0)) - 1));
+    }
+  }
+
+  const RandomIndex& random_index_;
+  const ClusterIndex& index_;
+  const Given given_;
+  Estimate estimate_;
+  std::vector<double> output_;
+  double offset_ = 0.0;
+  double mass_ = 0.0;
+  double token_squares_ = 0.0;
+};
 
 class EstimateClustersTest : public BackendFixture {
  protected:
   struct Case {
     int dim_k = 64, dim_v = 64;
-    DType dtype = DType::kFloat32;
+    StatisticsFormat statistics = StatisticsFormat::kFloat32;
+    DType kv_dtype = DType::kBFloat16;
     int64_t num_clusters = 50;
     int num_queries = 4;
     float query_deviation = 1.0f;
@@ -88,19 +200,34 @@ class EstimateClustersTest : public BackendFixture {
   };
 
   void ExpectRight(Random& random, const Case& c) {
-    SCOPED_TRACE(::testing::Message()
-                 << "dims " << c.dim_k << " " << c.dim_v << " " << DTypeName(c.dtype)
-                 << " clusters " << c.num_clusters << " queries " << c.num_queries);
-    const RandomIndex index(random, {c.dim_k, c.dim_v, DType::kBFloat16}, c.dtype, c.num_clusters);
+    SCOPED_TRACE(::testing::Message() << "dims " << c.dim_k << " " << c.dim_v << " "
+                                      << StatisticsFormatName(c.statistics) << " clusters "
+                                      << c.num_clusters << " queries " << c.num_queries);
+    const RandomIndex index(random, {c.dim_k, c.dim_v, c.kv_dtype}, c.statistics, c.num_clusters);
     const std::vector<float> queries = random.Gaussians(c.num_queries * c.dim_k, c.query_deviation);
     const int64_t stride = c.num_clusters + 5;
     const std::vector<float> masses = random.Gaussians(c.num_queries * stride, c.mass_deviation);
     std::vector<Zone> zones(c.num_clusters);
-    for (Zone& zone : zones) zone = static_cast<Zone>(random.Integer(0, 2));
+    for (Zone& zone : zones) zone = static_cast<Zone>(random.Integer(0, 4));
+    DrawTokens(random, index, zones, c.num_queries, c.mass_deviation);
     ForEachTarget([&] {
       Check(index, queries, masses, stride, zones, c.num_queries, /*with_errors=*/true);
       Check(index, queries, masses, stride, zones, c.num_queries, /*with_errors=*/false);
     });
+  }
+
+  // Logits of the sketch zone's tokens, and which of them were chosen.
+  void DrawTokens(Random& random, const RandomIndex& index, const std::vector<Zone>& zones,
+                  int num_queries, float deviation) {
+    num_tokens_ = 0;
+    for (size_t i = 0; i < zones.size(); ++i) {
+      if (zones[i] == Zone::kSketch) num_tokens_ += index.index().cluster_size(i);
+    }
+    logits_ = random.Gaussians(num_queries * num_tokens_, deviation);
+    chosen_.clear();
+    // Some clusters are chosen whole, most tokens are not.
+    const auto percent = static_cast<int>(random.Integer(0, 1) * 80 + 10);
+    for (int64_t t = 0; t < num_tokens_; ++t) chosen_.push_back(random.Integer(0, 99) < percent);
   }
 
   void Check(const RandomIndex& index, const std::vector<float>& queries,
@@ -124,14 +251,18 @@ class EstimateClustersTest : public BackendFixture {
                                        .log_masses_stride = stride,
                                        .mass = mass,
                                        .zones = zones.data(),
+                                       .token_logits = logits_.data(),
+                                       .token_stride = num_tokens_,
+                                       .chosen = chosen_.data(),
                                        .output = output.data(),
                                        .lse = lse.data(),
                                        .missing_mass = with_errors ? missing.data() : nullptr,
                                        .value_variance = with_errors ? variance.data() : nullptr};
     ASSERT_TRUE(backend().EstimateClusters({&task, 1}).ok());
     for (int h = 0; h < num_queries; ++h) {
-      const Estimate expected =
-          NaiveEstimate(index, &queries[h * dim_k], &masses[h * stride], zones, mass);
+      const NaiveEstimate naive(index, {&queries[h * dim_k], &masses[h * stride], zones,
+                                        logits_.data() + h * num_tokens_, chosen_, mass});
+      const Estimate& expected = naive.estimate();
       if (std::isinf(expected.lse)) {
         EXPECT_EQ(lse[h], -kInfinity);
       } else {
@@ -147,15 +278,24 @@ class EstimateClustersTest : public BackendFixture {
       EXPECT_NEAR(variance[h], expected.value_variance, expected.value_variance * 4 * relative);
     }
   }
+
+  int64_t num_tokens_ = 0;
+  std::vector<float> logits_;
+  std::vector<uint8_t> chosen_;
 };
 
 TEST_F(EstimateClustersTest, FollowsTheFormulasForEveryTypeAndShape) {
   Random random(71);
   WAVEKV_TRACE_SEED(random);
-  for (DType dtype : kAllDTypes) {
-    for (int dim : kHeadDims) {
-      ExpectRight(random, {.dim_k = dim, .dim_v = dim, .dtype = dtype});
-      ExpectRight(random, {.dim_k = 72, .dim_v = dim, .dtype = dtype, .num_clusters = 19});
+  for (const StatisticsFormat statistics : kAllStatistics) {
+    for (const int dim : kHeadDims) {
+      ExpectRight(random, {.dim_k = dim, .dim_v = dim, .statistics = statistics});
+      ExpectRight(random, {.dim_k = 72,
+                           .dim_v = dim,
+                           .statistics = statistics,
+                           .kv_dtype = DType::kFloat16,
+                           .num_clusters = 19});
+      ExpectRight(random, {.dim_v = dim, .statistics = statistics, .kv_dtype = DType::kFloat32});
     }
   }
 }
@@ -177,7 +317,7 @@ TEST_F(EstimateClustersTest, WideClustersAreCapped) {
 TEST_F(EstimateClustersTest, NothingUnretrievedGivesTheEmptyState) {
   Random random(74);
   WAVEKV_TRACE_SEED(random);
-  const RandomIndex index(random, {64, 40, DType::kBFloat16}, DType::kFloat32, 20);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
   const std::vector<float> queries = random.Gaussians(3 * 64), masses = random.Gaussians(3 * 20);
   ForEachTarget(
       [&] { Check(index, queries, masses, 20, std::vector<Zone>(20, Zone::kRetrieval), 3, true); });
@@ -186,7 +326,7 @@ TEST_F(EstimateClustersTest, NothingUnretrievedGivesTheEmptyState) {
 TEST_F(EstimateClustersTest, MassesOfMinusInfinityWeighNothing) {
   Random random(75);
   WAVEKV_TRACE_SEED(random);
-  const RandomIndex index(random, {64, 40, DType::kBFloat16}, DType::kFloat32, 20);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
   const std::vector<float> queries = random.Gaussians(2 * 64);
   std::vector<float> masses = random.Gaussians(2 * 20);
   for (int i = 0; i < 30; ++i) masses[i] = -kInfinity;
@@ -198,7 +338,7 @@ TEST_F(EstimateClustersTest, MassesOfMinusInfinityWeighNothing) {
 TEST_F(EstimateClustersTest, HugeMassesDoNotOverflow) {
   Random random(76);
   WAVEKV_TRACE_SEED(random);
-  const RandomIndex index(random, {64, 40, DType::kBFloat16}, DType::kFloat32, 20);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
   const std::vector<float> queries = random.Gaussians(64);
   std::vector<float> masses(20, -1e6f);
   masses[7] = 1e6f;

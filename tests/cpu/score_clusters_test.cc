@@ -14,10 +14,12 @@ namespace {
 class ScoreClustersTest : public BackendFixture {
  protected:
   // Scores and compares with double precision.
-  void ExpectRight(Random& random, int dim, DType dtype, int64_t num_clusters, int num_queries) {
-    SCOPED_TRACE(::testing::Message() << "dim " << dim << " " << DTypeName(dtype) << " clusters "
-                                      << num_clusters << " queries " << num_queries);
-    const RandomIndex random_index(random, {dim, 8, DType::kBFloat16}, dtype, num_clusters);
+  void ExpectRight(Random& random, int dim, StatisticsFormat statistics, int64_t num_clusters,
+                   int num_queries) {
+    SCOPED_TRACE(::testing::Message()
+                 << "dim " << dim << " " << StatisticsFormatName(statistics) << " clusters "
+                 << num_clusters << " queries " << num_queries);
+    const RandomIndex random_index(random, {dim, 8, DType::kBFloat16}, statistics, num_clusters);
     const ClusterIndex& index = random_index.index();
     const std::vector<float> queries = random.Gaussians(num_queries * dim, 0.3f);
     const int64_t stride = num_clusters + 3;
@@ -25,6 +27,7 @@ class ScoreClustersTest : public BackendFixture {
       std::vector<float> bounds = Poison(num_queries * stride);
       std::vector<float> masses = Poison(num_queries * stride);
       std::vector<float> scores = Poison(num_queries * stride);
+      std::vector<float> logits = Poison(num_queries * stride);
       ScoreClustersTask task = {.queries = queries.data(),
                                 .num_queries = num_queries,
                                 .index = &index,
@@ -34,6 +37,9 @@ class ScoreClustersTest : public BackendFixture {
       task.log_masses = masses.data();
       task.mass = MassEstimate::kSecondOrder;
       task.rank_scores = scores.data();
+      ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
+      task.rank_scores = logits.data();
+      task.ranking = Ranking::kCentroid;
       ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
       for (int64_t h = 0; h < num_queries; ++h) {
         double squared = 0.0;
@@ -55,6 +61,7 @@ class ScoreClustersTest : public BackendFixture {
           ASSERT_NEAR(masses[h * stride + i], bound + gain, tolerance) << h << " " << i;
           ASSERT_NEAR(scores[h * stride + i], bound + gain + std::sqrt(variance), tolerance)
               << h << " " << i;
+          ASSERT_NEAR(logits[h * stride + i], dot, tolerance) << h << " " << i;
         }
         for (int64_t i = num_clusters; i < stride; ++i) {
           ASSERT_TRUE(std::isnan(masses[h * stride + i]));
@@ -68,22 +75,23 @@ class ScoreClustersTest : public BackendFixture {
 TEST_F(ScoreClustersTest, LogMassIsTheInnerProductPlusTheLogOfTheSize) {
   Random random(51);
   WAVEKV_TRACE_SEED(random);
-  for (DType dtype : kAllDTypes) {
-    for (int dim : kHeadDims) ExpectRight(random, dim, dtype, 77, 4);
+  for (StatisticsFormat statistics : kAllStatistics) {
+    for (int dim : kHeadDims) ExpectRight(random, dim, statistics, 77, 4);
   }
 }
 
 TEST_F(ScoreClustersTest, AnyNumberOfQueriesSharesTheCentroids) {
   Random random(52);
   WAVEKV_TRACE_SEED(random);
-  for (int num_queries : kQueryCounts) ExpectRight(random, 64, DType::kFloat32, 19, num_queries);
+  for (int num_queries : kQueryCounts)
+    ExpectRight(random, 64, StatisticsFormat::kInt8, 19, num_queries);
 }
 
 TEST_F(ScoreClustersTest, AnyNumberOfClusters) {
   Random random(53);
   WAVEKV_TRACE_SEED(random);
   for (int64_t num_clusters : {1, 2, 3, 4, 5, 16, 63, 64, 65, 1000}) {
-    ExpectRight(random, 40, DType::kBFloat16, num_clusters, 3);
+    ExpectRight(random, 40, StatisticsFormat::kInt4, num_clusters, 3);
   }
 }
 

@@ -20,14 +20,15 @@ std::string Error(const std::vector<const char*>& words) {
   return std::string(Parse(words).status().message());
 }
 
-TEST(ArgumentsTest, TheDefaultsOfTheDemoAreThePapers) {
+TEST(ArgumentsTest, TheDefaultsOfTheDemoAreTheEngines) {
   const auto arguments = Parse({"demo"});
   ASSERT_TRUE(arguments.ok()) << arguments.status();
   EXPECT_EQ(arguments->command, Command::kDemo);
   EXPECT_EQ(arguments->context, 32768);
   EXPECT_EQ(arguments->prompts, 20);
   EXPECT_THAT(arguments->tasks, ElementsAre("niah", "vt"));
-  EXPECT_DOUBLE_EQ(arguments->wave.retrieval.ratio(), 0.018);
+  EXPECT_EQ(arguments->wave.zones, wavekv::AttendOptions().zones);
+  EXPECT_DOUBLE_EQ(arguments->wave.retrieval.ratio(), wavekv::AttendOptions().retrieval.ratio());
 }
 
 TEST(ArgumentsTest, OptionsMayComeInAnyOrder) {

@@ -77,6 +77,9 @@ class NaiveBackend : public Backend {
 
   absl::Status ScoreClusters(absl::Span<const ScoreClustersTask>) override { return Missing(); }
   absl::Status SelectClusters(absl::Span<const SelectClustersTask>) override { return Missing(); }
+  absl::Status RotateRows(absl::Span<const RotateRowsTask>) override { return Missing(); }
+  absl::Status ScoreTokens(absl::Span<const ScoreTokensTask>) override { return Missing(); }
+  absl::Status SelectTokens(absl::Span<const SelectTokensTask>) override { return Missing(); }
   absl::Status AttendRows(absl::Span<const AttendRowsTask>) override { return Missing(); }
   absl::Status EstimateClusters(absl::Span<const EstimateClustersTask>) override {
     return Missing();

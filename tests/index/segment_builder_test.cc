@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "compute/rotation.h"
 #include "cpu/cpu_backend.h"
 #include "gtest/gtest.h"
 #include "storage/float16.h"
@@ -59,21 +60,21 @@ struct Built {
   ClusterIndex index;
 };
 
-Built Build(const Rows& rows, DType statistics_dtype, int num_threads = 1) {
+Built Build(const Rows& rows, StatisticsFormat statistics, int num_threads = 1, int code_bits = 1) {
   const auto executor = MakeThreadPool(num_threads);
   const auto backend = MakeCpuBackend(executor.get());
   Built built;
-  auto clustering = ClusterRows(rows.ranges, rows.shape, {}, *backend);
+  auto clustering = ClusterRows(rows.ranges, rows.shape, {}, 16, *backend);
   EXPECT_TRUE(clustering.ok()) << clustering.status();
   built.clustering = *std::move(clustering);
-  const int64_t num_clusters = built.clustering.num_clusters();
-  built.num_bytes = ClusterIndexBytes(rows.shape, statistics_dtype, num_clusters, rows.num_tokens);
+  const ClusterIndexShape shape = IndexShape(built.clustering, rows.shape, statistics, code_bits);
+  built.num_bytes = ClusterIndexBytes(shape);
   built.memory.resize(built.num_bytes + 64);
   void* aligned = built.memory.data();
   size_t space = built.memory.size();
   built.extent = static_cast<std::byte*>(std::align(64, built.num_bytes, aligned, space));
-  const MutableClusterIndex out = FormatClusterIndex(built.extent, rows.shape, statistics_dtype,
-                                                     kPositionBegin, num_clusters, rows.num_tokens);
+  std::memset(built.extent, 0, built.num_bytes);  // padding is not written
+  const MutableClusterIndex out = FormatClusterIndex(built.extent, shape, kPositionBegin);
   WriteClusterIndex(rows.ranges, built.clustering, out);
   built.index = ReadOnly(out);
   return built;
@@ -81,7 +82,7 @@ Built Build(const Rows& rows, DType statistics_dtype, int num_threads = 1) {
 
 struct Case {
   DType kv_dtype;
-  DType statistics_dtype;
+  StatisticsFormat statistics;
   int head_dim_k;
   int head_dim_v;
 };
@@ -91,30 +92,18 @@ class SegmentBuilderTest : public ::testing::TestWithParam<Case> {
   KvShape shape() const {
     return {GetParam().head_dim_k, GetParam().head_dim_v, GetParam().kv_dtype};
   }
-
-  // Half a unit in the last place of the statistics dtype, relative.
-  double StatisticsRounding() const {
-    switch (GetParam().statistics_dtype) {
-      case DType::kFloat32:
-        return 0x1p-24;
-      case DType::kFloat16:
-        return 0x1p-11;
-      case DType::kBFloat16:
-        return 0x1p-8;
-    }
-    return 0.0;
-  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Types, SegmentBuilderTest,
-                         ::testing::Values(Case{DType::kBFloat16, DType::kFloat32, 64, 64},
-                                           Case{DType::kFloat16, DType::kFloat32, 80, 128},
-                                           Case{DType::kFloat32, DType::kFloat32, 128, 96},
-                                           Case{DType::kBFloat16, DType::kBFloat16, 256, 8},
-                                           Case{DType::kBFloat16, DType::kFloat16, 8, 64}),
+                         ::testing::Values(Case{DType::kBFloat16, StatisticsFormat::kFloat32, 64,
+                                                64},
+                                           Case{DType::kFloat16, StatisticsFormat::kInt8, 80, 128},
+                                           Case{DType::kFloat32, StatisticsFormat::kInt4, 128, 96},
+                                           Case{DType::kBFloat16, StatisticsFormat::kInt4, 256, 8},
+                                           Case{DType::kBFloat16, StatisticsFormat::kInt8, 8, 64}),
                          [](const auto& test) {
                            return std::string(DTypeName(test.param.kv_dtype)) + "With" +
-                                  DTypeName(test.param.statistics_dtype) + "Statistics" +
+                                  StatisticsFormatName(test.param.statistics) + "Statistics" +
                                   std::to_string(test.param.head_dim_k) + "x" +
                                   std::to_string(test.param.head_dim_v);
                          });
@@ -123,7 +112,7 @@ TEST_P(SegmentBuilderTest, RowsAreThoseOfTheClusteringByteForByte) {
   testing::Random random(1);
   WAVEKV_TRACE_SEED(random);
   const Rows rows(random, shape(), 700);
-  const Built built = Build(rows, GetParam().statistics_dtype);
+  const Built built = Build(rows, GetParam().statistics);
   const ClusterIndex& index = built.index;
   ASSERT_EQ(index.num_clusters, built.clustering.num_clusters());
   for (int64_t c = 0; c < index.num_clusters; ++c) {
@@ -143,84 +132,201 @@ TEST_P(SegmentBuilderTest, RowsAreThoseOfTheClusteringByteForByte) {
   EXPECT_EQ(index.offsets[index.num_clusters], rows.num_tokens);
 }
 
+// The stored means of one side, keys or values, in the coordinates of the rows, in double.
+struct StoredMeans {
+  const ClusterIndex& index;
+  const StatisticsRows& clusters;
+  const StatisticsRows& supers;
+  const float* segment_mean;
+  int dim;
+
+  std::vector<double> OfSuper(int64_t super) const { return Plain(RotatedSuper(super)); }
+
+  std::vector<double> OfCluster(int64_t cluster) const {
+    int64_t super = 0;
+    while (cluster >= index.super_offsets[super + 1]) ++super;
+    std::vector<double> mean = RotatedSuper(super);
+    Add(clusters, cluster, index.statistics, mean);
+    return Plain(mean);
+  }
+
+ private:
+  std::vector<double> RotatedSuper(int64_t super) const {
+    std::vector<double> mean(segment_mean, segment_mean + dim);
+    Add(supers, super, SuperFormat(index.statistics), mean);
+    return mean;
+  }
+
+  void Add(const StatisticsRows& rows, int64_t i, StatisticsFormat format,
+           std::vector<double>& mean) const {
+    std::vector<float> stored(dim);
+    LoadStatisticsRow(rows.row(i), dim, format, rows.scale(i), stored.data());
+    for (int j = 0; j < dim; ++j) mean[j] += stored[j];
+  }
+
+  std::vector<double> Plain(std::vector<double> mean) const {
+    Rotation(dim).ApplyInverse(mean.data());
+    return mean;
+  }
+};
+
+StoredMeans KeyMeans(const ClusterIndex& index) {
+  return {index, index.centroids, index.super_centroids, index.mean_key, index.shape.head_dim_k};
+}
+StoredMeans ValueMeans(const ClusterIndex& index) {
+  return {index, index.value_means, index.super_value_means, index.mean_value,
+          index.shape.head_dim_v};
+}
+
+// The mean of rows, and their mean squared distance from a point.
+struct RowStatistics {
+  RowStatistics(const std::byte* rows, int64_t count, int dim, DType dtype,
+                const std::vector<double>& point)
+      : mean(dim, 0.0) {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int j = 0; j < dim; ++j) {
+        const double x = LoadElement(rows, dtype, i * dim + j);
+        mean[j] += x / static_cast<double>(count);
+        spread += (x - point[j]) * (x - point[j]) / static_cast<double>(count);
+        squared += x * x / static_cast<double>(count);
+      }
+    }
+    for (int j = 0; j < dim; ++j) error += (mean[j] - point[j]) * (mean[j] - point[j]);
+  }
+
+  std::vector<double> mean;
+  double spread = 0.0;   // about the point
+  double squared = 0.0;  // mean squared length
+  double error = 0.0;    // squared distance of mean and point
+};
+
+// Squared error that storing a mean may add, relative to what it is taken from.
+double StorageError(StatisticsFormat statistics) {
+  return statistics == StatisticsFormat::kFloat32 ? 1e-12
+         : statistics == StatisticsFormat::kInt8  ? 2e-4
+                                                  : 0.03;
+}
+
 TEST_P(SegmentBuilderTest, StatisticsAreThoseOfTheStoredRows) {
   testing::Random random(2);
   WAVEKV_TRACE_SEED(random);
   const Rows rows(random, shape(), 700);
-  const Built built = Build(rows, GetParam().statistics_dtype);
+  const Built built = Build(rows, GetParam().statistics);
   const ClusterIndex& index = built.index;
-  // Of one side (keys or values) of one cluster: the mean, and spread and radius about `stored`.
-  struct Statistics {
-    double spread = 0.0;
-    double radius = 0.0;
-  };
-  const auto check = [&](const std::byte* data, int64_t size, int dim, const std::byte* stored,
-                         int64_t cluster) {
-    Statistics statistics;
-    std::vector<double> square(size, 0.0);
-    for (int j = 0; j < dim; ++j) {
-      double mean = 0.0;
-      double magnitude = 0.0;
-      for (int64_t i = 0; i < size; ++i) {
-        const double x = LoadElement(data, GetParam().kv_dtype, i * dim + j);
-        mean += x / static_cast<double>(size);
-        magnitude = std::max(magnitude, std::abs(x));
-      }
-      const double centre = LoadElement(stored, GetParam().statistics_dtype, cluster * dim + j);
-      EXPECT_NEAR(centre, mean, magnitude * StatisticsRounding() * 1.01);
-      for (int64_t i = 0; i < size; ++i) {
-        const double difference = LoadElement(data, GetParam().kv_dtype, i * dim + j) - centre;
-        square[i] += difference * difference;
-      }
-    }
-    for (const double s : square) statistics.spread += s / static_cast<double>(size);
-    statistics.radius = std::sqrt(*std::max_element(square.begin(), square.end()));
-    return statistics;
-  };
-  std::vector<double> mean_value(index.shape.head_dim_v, 0.0);
+  const int dim_k = index.shape.head_dim_k, dim_v = index.shape.head_dim_v;
+  const double allowed = StorageError(GetParam().statistics);
   for (int64_t c = 0; c < index.num_clusters; ++c) {
     const int64_t size = index.cluster_size(c);
-    const Statistics keys =
-        check(index.cluster_keys(c), size, index.shape.head_dim_k, index.centroids, c);
-    const Statistics values =
-        check(index.cluster_values(c), size, index.shape.head_dim_v, index.value_means, c);
-    EXPECT_FLOAT_EQ(index.key_spreads[c], static_cast<float>(keys.spread));
-    EXPECT_FLOAT_EQ(index.key_radii[c], static_cast<float>(keys.radius));
-    EXPECT_FLOAT_EQ(index.value_spreads[c], static_cast<float>(values.spread));
+    const RowStatistics keys(index.cluster_keys(c), size, dim_k, GetParam().kv_dtype,
+                             KeyMeans(index).OfCluster(c));
+    const RowStatistics values(index.cluster_values(c), size, dim_v, GetParam().kv_dtype,
+                               ValueMeans(index).OfCluster(c));
+    EXPECT_LE(keys.error, allowed * keys.squared);
+    EXPECT_LE(values.error, allowed * values.squared);
+    EXPECT_NEAR(index.key_spreads[c], keys.spread, 1e-5 * keys.squared);
+    EXPECT_NEAR(index.value_spreads[c], values.spread, 1e-5 * values.squared);
     EXPECT_FLOAT_EQ(index.log_sizes[c], std::log(static_cast<float>(size)));
-    for (int j = 0; j < index.shape.head_dim_v; ++j) {
-      for (int64_t i = 0; i < size; ++i) {
-        mean_value[j] += LoadElement(index.cluster_values(c), GetParam().kv_dtype,
-                                     i * index.shape.head_dim_v + j) /
-                         static_cast<double>(index.num_tokens);
+  }
+}
+
+TEST_P(SegmentBuilderTest, SuperClustersSumUpTheirClusters) {
+  testing::Random random(7);
+  WAVEKV_TRACE_SEED(random);
+  const Rows rows(random, shape(), 2100);
+  const Built built = Build(rows, GetParam().statistics);
+  const ClusterIndex& index = built.index;
+  const int dim_k = index.shape.head_dim_k, dim_v = index.shape.head_dim_v;
+  const double allowed = StorageError(GetParam().statistics);
+  ASSERT_GT(index.num_supers, 3);
+  EXPECT_EQ(index.super_offsets[0], 0u);
+  EXPECT_EQ(index.super_offsets[index.num_supers], index.num_clusters);
+  for (int64_t s = 0; s < index.num_supers; ++s) {
+    const int64_t first = index.super_offsets[s], last = index.super_offsets[s + 1];
+    ASSERT_GT(last, first);
+    EXPECT_LE(last - first, 32);
+    const std::vector<double> centroid = KeyMeans(index).OfSuper(s);
+    std::vector<std::byte> keys, values;
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t size = index.cluster_size(c);
+      keys.insert(keys.end(), index.cluster_keys(c),
+                  index.cluster_keys(c) + size * index.key_row_bytes());
+      values.insert(values.end(), index.cluster_values(c),
+                    index.cluster_values(c) + size * index.value_row_bytes());
+    }
+    const int64_t size = index.super_size(s);
+    const RowStatistics key_statistics(keys.data(), size, dim_k, GetParam().kv_dtype, centroid);
+    const RowStatistics value_statistics(values.data(), size, dim_v, GetParam().kv_dtype,
+                                         ValueMeans(index).OfSuper(s));
+    EXPECT_LE(key_statistics.error, allowed * key_statistics.squared);
+    EXPECT_LE(value_statistics.error, allowed * value_statistics.squared);
+    EXPECT_NEAR(index.super_key_spreads[s], key_statistics.spread, 1e-5 * key_statistics.squared);
+  }
+}
+
+TEST_P(SegmentBuilderTest, CodesStandForTheDistancesFromTheCentroid) {
+  testing::Random random(8);
+  WAVEKV_TRACE_SEED(random);
+  const Rows rows(random, shape(), 700);
+  const int dim = GetParam().head_dim_k;
+  const Rotation rotation(dim);
+  for (const int bits : {1, 2, 4}) {
+    const Built built = Build(rows, GetParam().statistics, 1, bits);
+    const ClusterIndex& index = built.index;
+    double cosines = 0.0;
+    int64_t num_distances = 0;
+    for (int64_t c = 0; c < index.num_clusters; ++c) {
+      const std::vector<double> centroid = KeyMeans(index).OfCluster(c);
+      for (int64_t i = 0; i < index.cluster_size(c); ++i) {
+        std::vector<double> distance(dim);
+        double squared = 0.0;
+        for (int j = 0; j < dim; ++j) {
+          distance[j] =
+              LoadElement(index.cluster_keys(c), GetParam().kv_dtype, i * dim + j) - centroid[j];
+          squared += distance[j] * distance[j];
+        }
+        if (squared < 1e-6) continue;  // nothing but the rounding of the means
+        rotation.Apply(distance.data());
+        const int64_t token = index.offsets[c] + i;
+        const uint64_t* words = index.codes + token * index.code_words();
+        double product = 0.0, code_squared = 0.0;
+        for (int j = 0; j < dim; ++j) {
+          int u = 0;
+          for (int p = 0; p < bits; ++p) {
+            u |= static_cast<int>(words[p * CodeWords(dim) + j / 64] >> (j % 64) & 1) << p;
+          }
+          const double element = u - ((1 << bits) - 1) / 2.0;
+          product += element * distance[j];
+          code_squared += element * element;
+        }
+        const double cosine = product / std::sqrt(squared * code_squared);
+        cosines += cosine;
+        ++num_distances;
+        const double factor = Float16ToFloat32(index.code_factors[token]);
+        EXPECT_NEAR(factor, std::sqrt(squared / code_squared / cosine), 2e-3 * factor);
       }
     }
-  }
-  for (int j = 0; j < index.shape.head_dim_v; ++j) {
-    EXPECT_NEAR(index.mean_value[j], mean_value[j], 1e-6);
+    const double mean_cosine = cosines / static_cast<double>(num_distances);
+    EXPECT_GT(mean_cosine, bits == 1 ? 0.75 : bits == 2 ? 0.91 : 0.98) << bits;
   }
 }
 
 TEST_P(SegmentBuilderTest, EstimatedMassNeverExceedsTrueMass) {
+  // Of means that are stored as they are: rounded ones may err in either direction.
   testing::Random random(3);
   WAVEKV_TRACE_SEED(random);
   const Rows rows(random, shape(), 700, 2.0f);
-  const Built built = Build(rows, GetParam().statistics_dtype);
+  const Built built = Build(rows, StatisticsFormat::kFloat32);
   const ClusterIndex& index = built.index;
   const int dim = index.shape.head_dim_k;
   for (int trial = 0; trial < 50; ++trial) {
     const std::vector<float> query =
         random.Gaussians(dim, 3.0f * static_cast<float>(trial) / (50.0f * std::sqrt(1.0f * dim)));
-    double estimate_of_all = 0.0;
-    double mass_of_all = 0.0;
-    double slack_of_all = 0.0;
     for (int64_t c = 0; c < index.num_clusters; ++c) {
-      double score = 0.0;
-      double rounding = 0.0;  // of q . c, from the rounding of c
+      const std::vector<double> centroid = KeyMeans(index).OfCluster(c);
+      double score = 0.0, magnitude = 0.0;
       for (int j = 0; j < dim; ++j) {
-        const double x = LoadElement(index.centroids, GetParam().statistics_dtype, c * dim + j);
-        score += query[j] * x;
-        rounding += std::abs(query[j] * x) * StatisticsRounding();
+        score += query[j] * centroid[j];
+        magnitude += std::abs(query[j] * centroid[j]);
       }
       double mass = 0.0;
       for (int64_t i = 0; i < index.cluster_size(c); ++i) {
@@ -231,14 +337,8 @@ TEST_P(SegmentBuilderTest, EstimatedMassNeverExceedsTrueMass) {
         mass += std::exp(logit);
       }
       const double estimate = std::exp(score + static_cast<double>(index.log_sizes[c]));
-      // ln(n) is a float of at most 8, so it is off by less than 2^-21.
-      const double slack = estimate * (std::exp(rounding + 0x1p-21) - 1.0);
-      EXPECT_LE(estimate, mass + slack) << "cluster " << c;
-      estimate_of_all += estimate;
-      mass_of_all += mass;
-      slack_of_all += slack;
+      EXPECT_LE(estimate, mass * (1.0 + 1e-6 * (1.0 + magnitude))) << "cluster " << c;
     }
-    EXPECT_LE(estimate_of_all, mass_of_all + slack_of_all);
   }
 }
 
@@ -246,9 +346,9 @@ TEST_P(SegmentBuilderTest, BytesDoNotDependOnThreads) {
   testing::Random random(4);
   WAVEKV_TRACE_SEED(random);
   const Rows rows(random, shape(), 700);
-  const Built one = Build(rows, GetParam().statistics_dtype, 1);
+  const Built one = Build(rows, GetParam().statistics, 1);
   for (const int num_threads : {1, 2, 4}) {
-    const Built again = Build(rows, GetParam().statistics_dtype, num_threads);
+    const Built again = Build(rows, GetParam().statistics, num_threads);
     ASSERT_EQ(again.num_bytes, one.num_bytes);
     EXPECT_EQ(std::memcmp(again.extent, one.extent, one.num_bytes), 0) << num_threads;
   }
@@ -257,12 +357,14 @@ TEST_P(SegmentBuilderTest, BytesDoNotDependOnThreads) {
 TEST(SegmentBuilderLimitsTest, OneTokenMakesOneClusterOfNoSpread) {
   testing::Random random(5);
   const Rows rows(random, {16, 8, DType::kBFloat16}, 1);
-  const Built built = Build(rows, DType::kFloat32);
+  const Built built = Build(rows, StatisticsFormat::kInt4);
   const ClusterIndex& index = built.index;
   ASSERT_EQ(index.num_clusters, 1);
+  ASSERT_EQ(index.num_supers, 1);
   EXPECT_EQ(index.log_sizes[0], 0.0f);
   EXPECT_EQ(index.key_spreads[0], 0.0f);
-  EXPECT_EQ(index.key_radii[0], 0.0f);
+  EXPECT_EQ(index.super_key_spreads[0], 0.0f);
+  EXPECT_EQ(index.code_factors[0], 0);
 }
 
 TEST(SegmentBuilderLimitsTest, TheLastPositionOfTheLargestSegmentFits) {
@@ -270,13 +372,14 @@ TEST(SegmentBuilderLimitsTest, TheLastPositionOfTheLargestSegmentFits) {
   std::vector<std::byte> bytes(kTokens * 8 * sizeof(float));
   const uint16_t positions[] = {0, 1, 65534, 65535};
   const KvRange range = {bytes.data(), bytes.data(), kTokens, 7, positions};
-  const Clustering clustering = {{0, 2, 4}, {0, 3, 1, 2}};
-  const KvShape shape = {8, 8, DType::kFloat32};
-  std::vector<std::byte> memory(ClusterIndexBytes(shape, DType::kFloat32, 2, kTokens) + 64);
+  const Clustering clustering = {{0, 2, 4}, {0, 3, 1, 2}, {0, 2}};
+  const ClusterIndexShape shape = {
+      {8, 8, DType::kFloat32}, StatisticsFormat::kInt4, 1, 2, 1, kTokens};
+  std::vector<std::byte> memory(ClusterIndexBytes(shape) + 64);
   void* aligned = memory.data();
   size_t space = memory.size();
   std::byte* extent = static_cast<std::byte*>(std::align(64, memory.size() - 64, aligned, space));
-  const MutableClusterIndex out = FormatClusterIndex(extent, shape, DType::kFloat32, 7, 2, kTokens);
+  const MutableClusterIndex out = FormatClusterIndex(extent, shape, 7);
   WriteClusterIndex({&range, 1}, clustering, out);
   EXPECT_EQ(out.positions[0], 0);
   EXPECT_EQ(out.positions[1], 65535);
@@ -284,21 +387,33 @@ TEST(SegmentBuilderLimitsTest, TheLastPositionOfTheLargestSegmentFits) {
   EXPECT_EQ(out.positions[3], 65534);
 }
 
-TEST(SegmentBuilderLimitsTest, StatisticsTooSmallForTheKeysSaturate) {
-  std::vector<float> row(8, 1e30f);
-  const std::vector<std::byte> bytes = testing::Encode(row, DType::kFloat32);
-  const KvRange range = {bytes.data(), bytes.data(), 1, 0, nullptr};
-  const KvShape shape = {8, 8, DType::kFloat32};
-  const Clustering clustering = {{0, 1}, {0}};
-  std::vector<std::byte> memory(ClusterIndexBytes(shape, DType::kFloat16, 1, 1) + 64);
-  void* aligned = memory.data();
-  size_t space = memory.size();
-  std::byte* extent = static_cast<std::byte*>(std::align(64, memory.size() - 64, aligned, space));
-  const MutableClusterIndex out = FormatClusterIndex(extent, shape, DType::kFloat16, 0, 1, 1);
-  WriteClusterIndex({&range, 1}, clustering, out);
-  EXPECT_EQ(LoadElement(out.centroids, DType::kFloat16, 0), 65504.0f);
-  EXPECT_TRUE(std::isfinite(out.key_spreads[0]));
-  EXPECT_TRUE(std::isfinite(out.key_radii[0]));
+TEST(SegmentBuilderLimitsTest, StatisticsOfTheLargestKeysAreFinite) {
+  for (const StatisticsFormat statistics :
+       {StatisticsFormat::kFloat32, StatisticsFormat::kInt8, StatisticsFormat::kInt4}) {
+    std::vector<float> keys(4 * 8, 3e38f);
+    for (int i = 8; i < 24; ++i) keys[i] = -3e38f;
+    const std::vector<std::byte> bytes = testing::Encode(keys, DType::kFloat32);
+    const KvRange range = {bytes.data(), bytes.data(), 4, 0, nullptr};
+    const Clustering clustering = {{0, 2, 4}, {0, 1, 2, 3}, {0, 1, 2}};
+    const ClusterIndexShape shape = {{8, 8, DType::kFloat32}, statistics, 1, 2, 2, 4};
+    std::vector<std::byte> memory(ClusterIndexBytes(shape) + 64);
+    void* aligned = memory.data();
+    size_t space = memory.size();
+    std::byte* extent = static_cast<std::byte*>(std::align(64, memory.size() - 64, aligned, space));
+    const MutableClusterIndex out = FormatClusterIndex(extent, shape, 0);
+    WriteClusterIndex({&range, 1}, clustering, out);
+    for (int64_t c = 0; c < 2; ++c) {
+      std::vector<float> centroid(8);
+      LoadStatisticsRow(out.centroids.row(c), 8, statistics, out.centroids.scale(c),
+                        centroid.data());
+      for (const float x : centroid) EXPECT_TRUE(std::isfinite(x));
+      EXPECT_TRUE(std::isfinite(out.key_spreads[c]));
+      EXPECT_TRUE(std::isfinite(out.super_key_spreads[c]));
+    }
+    for (int t = 0; t < 4; ++t) {
+      EXPECT_TRUE(std::isfinite(Float16ToFloat32(out.code_factors[t])));
+    }
+  }
 }
 
 }  // namespace

@@ -32,6 +32,10 @@ Clustering RandomClustering(int64_t num_tokens, Random& random) {
     std::sort(clustering.members.begin() + first, clustering.members.begin() + last);
     clustering.offsets.push_back(static_cast<uint32_t>(last));
   }
+  for (int64_t i = 0; i < clustering.num_clusters(); i += 5) {
+    clustering.super_offsets.push_back(static_cast<uint32_t>(i));
+  }
+  clustering.super_offsets.push_back(static_cast<uint32_t>(clustering.num_clusters()));
   return clustering;
 }
 
@@ -153,12 +157,11 @@ absl::Status TokenRows::Seal(Segment& segment, MemoryAccount& account, Random& r
     std::vector<KvRange> rows;
     for (const auto& chunk : pin.chunks) rows.push_back(chunk->Range(head, kChunkTokens));
     const Clustering clustering = RandomClustering(segment.num_tokens(), random);
-    WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(
-                                               shape, DType::kFloat32, clustering.num_clusters(),
-                                               segment.num_tokens())));
+    const ClusterIndexShape index_shape =
+        IndexShape(clustering, shape, StatisticsFormat::kInt4, /*code_bits=*/1);
+    WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
     const MutableClusterIndex index =
-        FormatClusterIndex(extent.data(), shape, DType::kFloat32, segment.begin(),
-                           clustering.num_clusters(), segment.num_tokens());
+        FormatClusterIndex(extent.data(), index_shape, segment.begin());
     WriteClusterIndex(rows, clustering, index);
     sealed->heads.push_back({std::move(extent), ReadOnly(index)});
   }

@@ -14,7 +14,7 @@ namespace wavekv::testing {
 namespace {
 
 template <typename Asked>
-void SetRetrieval(const Asked& asked, AttendOptions& options) {
+void SetBudgets(const Asked& asked, AttendOptions& options) {
   switch (asked.retrieval_case()) {
     case Asked::kRetrievalRatio:
       options.retrieval = Budget::Ratio(asked.retrieval_ratio());
@@ -25,11 +25,26 @@ void SetRetrieval(const Asked& asked, AttendOptions& options) {
     default:
       break;
   }
+  switch (asked.sketch_case()) {
+    case Asked::kSketchRatio:
+      options.sketch = Budget::Ratio(asked.sketch_ratio());
+      break;
+    case Asked::kSketchTokens:
+      options.sketch = Budget::Tokens(static_cast<int64_t>(asked.sketch_tokens()));
+      break;
+    default:
+      break;
+  }
+  // Numbers that are no enumerator become 0, which the engine refuses.
+  if (asked.zones() != v1::ZONES_UNSPECIFIED) {
+    const bool known = v1::Zones_IsValid(asked.zones());
+    options.zones = known ? static_cast<Zones>(asked.zones()) : Zones{0};
+  }
 }
 
 AttendOptions OptionsOf(const v1::Query& query) {
   AttendOptions options;
-  SetRetrieval(query, options);
+  SetBudgets(query, options);
   switch (query.estimation_case()) {
     case v1::Query::kEstimationRatio:
       options.estimation = Budget::Ratio(query.estimation_ratio());
@@ -125,7 +140,7 @@ absl::Status CaseWorld::Retrieve(const v1::Step& step, bool in_group, StepNumber
   const Sequence handle = Handle(SequenceOf(step));
   if (!in_group) AwaitBuilds(handle);
   AttendOptions options;
-  SetRetrieval(retrieve, options);
+  SetBudgets(retrieve, options);
   const int64_t num_rows = RowsOf(retrieve);
   const int32_t cu_seqlens[] = {0, static_cast<int32_t>(num_rows)};
   WAVEKV_ASSIGN_OR_RETURN(const Plan plan, engine_->MakePlan({{&handle, 1}, cu_seqlens}, options));

@@ -52,8 +52,14 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
                                 "1",
                                 "--kv-dtype",
                                 "fp16",
-                                "--statistics-dtype",
-                                "bf16",
+                                "--statistics",
+                                "int8",
+                                "--code-bits",
+                                "2",
+                                "--clusters-per-super",
+                                "9",
+                                "--zones",
+                                "clusters",
                                 "--grow",
                                 "--threads",
                                 "3",
@@ -78,7 +84,10 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
   EXPECT_THAT(arguments->layers, ElementsAre(Pair(0, 0), Pair(4, 7)));
   EXPECT_THAT(arguments->kv_heads, ElementsAre(Pair(1, 1)));
   EXPECT_EQ(arguments->eval.kv_dtype, DType::kFloat16);
-  EXPECT_EQ(arguments->eval.index.statistics_dtype, DType::kBFloat16);
+  EXPECT_EQ(arguments->eval.index.statistics, StatisticsFormat::kInt8);
+  EXPECT_EQ(arguments->eval.index.code_bits, 2);
+  EXPECT_EQ(arguments->eval.index.clusters_per_super, 9);
+  EXPECT_EQ(arguments->eval.budgets[1].zones, Zones::kClusters);
   EXPECT_TRUE(arguments->eval.grow);
   EXPECT_EQ(arguments->eval.num_threads, 3);
   EXPECT_EQ(arguments->eval.index.tokens_per_cluster, 8);
@@ -89,7 +98,7 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
 }
 
 TEST(EvalArgumentsTest, JsonAlwaysHasTheDefaultsAndRecall100) {
-  const auto arguments = Parse({"f", "--json", "--retrieval", "0.5,0.018", "--k", "5"});
+  const auto arguments = Parse({"f", "--json", "--retrieval", "0.5,0.02", "--k", "5"});
   ASSERT_TRUE(arguments.ok()) << arguments.status();
   EXPECT_EQ(arguments->eval.budgets.size(), 2u);
   EXPECT_EQ(arguments->default_budget, 1u);
@@ -110,6 +119,9 @@ TEST(EvalArgumentsTest, BadOptionsAreNamed) {
       {{"f", "--retrieval", "0.1,"}, "--retrieval: expected shares from 0 to 1"},
       {{"f", "--retrieval", "nan"}, "got 'nan'"},
       {{"f", "--estimation", "-1t"}, "--estimation: expected a number of tokens such as 512t"},
+      {{"f", "--sketch", "2"}, "--sketch: expected shares from 0 to 1"},
+      {{"f", "--zones", "paper,all"}, "--zones: expected sketch, clusters or paper, got 'all'"},
+      {{"f", "--code-bits", "3"}, "index.code_bits must be 1, 2 or 4, got 3"},
       {{"f", "--mass", "best"}, "--mass: expected second-order or lower-bound, got 'best'"},
       {{"f", "--k", "0"}, "--k: expected numbers >= 1, got '0'"},
       {{"f", "--scale", "0"}, "--scale: expected a factor > 0, got '0'"},
@@ -117,7 +129,7 @@ TEST(EvalArgumentsTest, BadOptionsAreNamed) {
       {{"f", "--layers", "3-1"}, "--layers: expected numbers and ranges such as 0,4-7, got '3-1'"},
       {{"f", "--heads", "a"}, "--heads: expected numbers and ranges"},
       {{"f", "--kv-dtype", "fp8"}, "--kv-dtype: expected fp32, fp16 or bf16, got 'fp8'"},
-      {{"f", "--statistics-dtype", ""}, "--statistics-dtype: expected fp32, fp16 or bf16, got ''"},
+      {{"f", "--statistics", ""}, "--statistics: expected fp32, int8 or int4, got ''"},
       {{"f", "--threads", "-1"}, "--threads: expected an integer from 0 to 1024, got '-1'"},
       {{"f", "--seed", "x"}, "--seed: expected an integer >= 0, got 'x'"},
       {{"f", "--kmeans-iterations", "-1"}, "--kmeans-iterations: expected an integer from 0"},
@@ -163,7 +175,7 @@ TEST(EvalReportTest, JsonHasRowsBudgetsAndOverall) {
     EXPECT_TRUE(json["overall"][key].is_number()) << key;
   }
   EXPECT_EQ(json["overall"]["rel_err_mean"], 0.25);
-  EXPECT_EQ(json["overall"]["retrieval"], 0.018);
+  EXPECT_EQ(json["overall"]["retrieval"], 0.02);
 }
 
 TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
@@ -171,7 +183,8 @@ TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
   ASSERT_TRUE(arguments.ok()) << arguments.status();
   const std::string text = FormatReport(*arguments, Report());
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4);
-  EXPECT_THAT(text, HasSubstr("\n\"a,b.safetensors\",3,1,0.018,0.232,second-order,4,0.25,0.5,"));
+  EXPECT_THAT(
+      text, HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.02,0.25,0.232,second-order,4,0.25,0.5,"));
   EXPECT_THAT(text, HasSubstr("\noverall,all,all,"));
 }
 
@@ -182,7 +195,7 @@ TEST(EvalReportTest, TheTableNamesFileHeadsAndColumns) {
   EXPECT_THAT(text, HasSubstr("a,b.safetensors\n"));
   EXPECT_THAT(text, HasSubstr("recall@100"));
   EXPECT_THAT(text, HasSubstr("overall, 4 samples"));
-  EXPECT_THAT(text, HasSubstr("\n  all  all     0.018      0.232     0.7500"));
+  EXPECT_THAT(text, HasSubstr("\n  all  all   sketch      0.02      0.25     0.7500"));
 }
 
 }  // namespace

@@ -20,6 +20,8 @@ constexpr int64_t kNumberMax = 1'000'000'000;
 
 enum Option : int {
   kClusterTokensMax = 1000,
+  kClustersPerSuper,
+  kCodeBits,
   kCsv,
   kEstimation,
   kGrow,
@@ -35,13 +37,17 @@ enum Option : int {
   kRetrieval,
   kScale,
   kSeed,
-  kStatisticsDType,
+  kSketch,
+  kStatistics,
   kThreads,
   kTokensPerCluster,
+  kZones,
 };
 
 constexpr option kOptions[] = {
     {"cluster-tokens-max", required_argument, nullptr, kClusterTokensMax},
+    {"clusters-per-super", required_argument, nullptr, kClustersPerSuper},
+    {"code-bits", required_argument, nullptr, kCodeBits},
     {"csv", no_argument, nullptr, kCsv},
     {"estimation", required_argument, nullptr, kEstimation},
     {"grow", no_argument, nullptr, kGrow},
@@ -57,9 +63,11 @@ constexpr option kOptions[] = {
     {"retrieval", required_argument, nullptr, kRetrieval},
     {"scale", required_argument, nullptr, kScale},
     {"seed", required_argument, nullptr, kSeed},
-    {"statistics-dtype", required_argument, nullptr, kStatisticsDType},
+    {"sketch", required_argument, nullptr, kSketch},
+    {"statistics", required_argument, nullptr, kStatistics},
     {"threads", required_argument, nullptr, kThreads},
     {"tokens-per-cluster", required_argument, nullptr, kTokensPerCluster},
+    {"zones", required_argument, nullptr, kZones},
     {nullptr, 0, nullptr, 0},
 };
 
@@ -101,6 +109,30 @@ absl::StatusOr<DType> ParseDType(absl::string_view option, absl::string_view nam
     if (name == DTypeName(dtype)) return dtype;
   }
   return OptionError(option, "fp32, fp16 or bf16", name);
+}
+
+absl::StatusOr<StatisticsFormat> ParseStatistics(absl::string_view option, absl::string_view name) {
+  for (const StatisticsFormat format :
+       {StatisticsFormat::kFloat32, StatisticsFormat::kInt8, StatisticsFormat::kInt4}) {
+    if (name == StatisticsFormatName(format)) return format;
+  }
+  return OptionError(option, "fp32, int8 or int4", name);
+}
+
+absl::StatusOr<std::vector<AttendOptions>> ParseZones(const char* list) {
+  std::vector<AttendOptions> zones;
+  for (const absl::string_view name : absl::StrSplit(list, ',')) {
+    if (name == "sketch") {
+      zones.push_back(AttendOptions());
+    } else if (name == "clusters") {
+      zones.push_back(AttendOptions::Clusters());
+    } else if (name == "paper") {
+      zones.push_back(AttendOptions::Paper());
+    } else {
+      return OptionError("zones", "sketch, clusters or paper", name);
+    }
+  }
+  return zones;
 }
 
 absl::StatusOr<Ranges> ParseRanges(absl::string_view option, const char* list) {
@@ -150,8 +182,10 @@ absl::Status CheckIndex(const IndexOptions& index) {
 
 // What the options say of budgets, until all are known.
 struct Budgets {
-  std::vector<Budget> retrieval = {AttendOptions().retrieval};
-  std::vector<Budget> estimation = {AttendOptions().estimation};
+  std::vector<AttendOptions> zones = {AttendOptions()};  // with their own budgets
+  std::vector<Budget> retrieval;                         // empty: those of the zones
+  std::vector<Budget> sketch;
+  std::vector<Budget> estimation;
   MassEstimate mass = AttendOptions().mass;
 };
 
@@ -175,6 +209,18 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
       WAVEKV_ASSIGN_OR_RETURN(budgets.retrieval, ParseBudgets("retrieval", value));
       break;
     }
+    case kSketch: {
+      WAVEKV_ASSIGN_OR_RETURN(budgets.sketch, ParseBudgets("sketch", value));
+      break;
+    }
+    case kZones: {
+      WAVEKV_ASSIGN_OR_RETURN(budgets.zones, ParseZones(value));
+      break;
+    }
+    case kCodeBits:
+      return ParseInt("code-bits", value, &arguments.eval.index.code_bits);
+    case kClustersPerSuper:
+      return ParseInt("clusters-per-super", value, &arguments.eval.index.clusters_per_super);
     case kEstimation: {
       WAVEKV_ASSIGN_OR_RETURN(budgets.estimation, ParseBudgets("estimation", value));
       break;
@@ -214,9 +260,9 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
       WAVEKV_ASSIGN_OR_RETURN(arguments.eval.kv_dtype, ParseDType("kv-dtype", value));
       break;
     }
-    case kStatisticsDType: {
-      WAVEKV_ASSIGN_OR_RETURN(arguments.eval.index.statistics_dtype,
-                              ParseDType("statistics-dtype", value));
+    case kStatistics: {
+      WAVEKV_ASSIGN_OR_RETURN(arguments.eval.index.statistics,
+                              ParseStatistics("statistics", value));
       break;
     }
     case kTokensPerCluster:
@@ -249,24 +295,34 @@ bool SameBudget(const Budget& a, const Budget& b) {
   return a.tokens() == b.tokens() && a.ratio() == b.ratio();
 }
 
-// Every pair of the lists; the engine's defaults among them where the format shows them always.
+bool SameOptions(const AttendOptions& a, const AttendOptions& b) {
+  return a.zones == b.zones && SameBudget(a.retrieval, b.retrieval) &&
+         SameBudget(a.sketch, b.sketch) && SameBudget(a.estimation, b.estimation) &&
+         a.mass == b.mass;
+}
+
+// Every combination of the lists; the engine's defaults among them where the format shows them
+// always.
 void SetBudgets(const Budgets& budgets, EvalArguments& arguments) {
   const AttendOptions defaults;
   std::vector<AttendOptions>& all = arguments.eval.budgets;
   all.clear();
-  for (const Budget& retrieval : budgets.retrieval) {
-    for (const Budget& estimation : budgets.estimation) {
-      AttendOptions options;
-      options.retrieval = retrieval;
-      options.estimation = estimation;
-      options.mass = budgets.mass;
+  for (const AttendOptions& zones : budgets.zones) {
+    const bool sketch = zones.zones == Zones::kSketch;
+    const std::vector<Budget>& second = sketch ? budgets.sketch : budgets.estimation;
+    const size_t num_first = std::max<size_t>(budgets.retrieval.size(), 1);
+    const size_t num_second = std::max<size_t>(second.size(), 1);
+    for (size_t i = 0; i < num_first * num_second; ++i) {
+      AttendOptions options = zones;
+      if (!budgets.retrieval.empty()) options.retrieval = budgets.retrieval[i / num_second];
+      if (!second.empty()) (sketch ? options.sketch : options.estimation) = second[i % num_second];
+      if (zones.zones != Zones::kPaper) options.mass = budgets.mass;
       all.push_back(options);
     }
   }
   if (arguments.format != EvalArguments::Format::kJson) return;
   const auto found = std::find_if(all.begin(), all.end(), [&](const AttendOptions& options) {
-    return SameBudget(options.retrieval, defaults.retrieval) &&
-           SameBudget(options.estimation, defaults.estimation) && options.mass == defaults.mass;
+    return SameOptions(options, defaults);
   });
   arguments.default_budget = found - all.begin();
   if (found == all.end()) all.push_back(defaults);
@@ -310,9 +366,12 @@ const char* EvalHelpText() {
 Stores recorded keys and values in wavekv, asks the recorded queries, and compares with exact
 attention in double precision. docs/trace_format.md defines the files and the numbers printed.
 
-      --retrieval LIST         budgets of the retrieval zone (0.018): shares of the indexed tokens
-                               such as 0.018 or 1.8%, or numbers of tokens such as 512t
-      --estimation LIST        budgets of the estimation zone (0.232); every pair is evaluated
+      --zones LIST             sketch (default), clusters, paper: docs/wave_index.md
+      --retrieval LIST         budgets of what is read exactly (0.02; clusters and paper 0.018):
+                               shares of the indexed tokens such as 0.018 or 1.8%, or numbers of
+                               tokens such as 512t
+      --sketch LIST            budgets of the sketch zone (0.25); every combination is evaluated
+      --estimation LIST        the same of the estimation zone, for clusters and paper (0.232)
       --mass M                 second-order (default) or lower-bound
       --k LIST                 recall is measured among this many tokens (100)
       --scale F                multiplies the recorded softmax scale: 2 makes attention sharper
@@ -320,7 +379,9 @@ attention in double precision. docs/trace_format.md defines the files and the nu
       --layers LIST            only these layers, such as 0,4-7
       --heads LIST             only these kv heads
       --kv-dtype T             store keys and values as fp32, fp16 or bf16 (as recorded)
-      --statistics-dtype T     the same for centroids and value means (fp32)
+      --statistics T           store centroids and value means as fp32, int8 or int4 (int4)
+      --code-bits N            of a key's element in the token codes: 1, 2 or 4 (1)
+      --clusters-per-super N   average (16)
       --tokens-per-cluster N   average (16)
       --cluster-tokens-max N   larger clusters are split (64)
       --kmeans-iterations N    (2)

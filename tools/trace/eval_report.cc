@@ -14,6 +14,10 @@ const char* MassName(MassEstimate mass) {
   return mass == MassEstimate::kSecondOrder ? "second-order" : "lower-bound";
 }
 
+const char* ZonesName(Zones zones) {
+  return zones == Zones::kSketch ? "sketch" : zones == Zones::kPaper ? "paper" : "clusters";
+}
+
 // As --retrieval takes it.
 std::string BudgetText(const Budget& budget) {
   return budget.is_ratio() ? fmt::format("{:.6g}", budget.ratio())
@@ -23,6 +27,11 @@ std::string BudgetText(const Budget& budget) {
 std::string CsvField(const std::string& text) {
   if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
   return absl::StrCat("\"", absl::StrReplaceAll(text, {{"\"", "\"\""}}), "\"");
+}
+
+// What is read behind the retrieval: codes or value means.
+const Budget& SecondBudget(const AttendOptions& options) {
+  return options.zones == Zones::kSketch ? options.sketch : options.estimation;
 }
 
 // Names and values of a row's numbers, in the order of columns.
@@ -46,6 +55,7 @@ std::vector<std::pair<std::string, double>> Numbers(const EvalArguments& argumen
       {"bytes_dense", summary.bytes_dense},
       {"bytes_read", summary.bytes_read},
       {"bytes_ratio", summary.bytes_ratio},
+      {"indexed_bytes_ratio", summary.indexed_bytes_ratio},
   };
   numbers.insert(numbers.end(), std::begin(costs), std::end(costs));
   return numbers;
@@ -54,32 +64,33 @@ std::vector<std::pair<std::string, double>> Numbers(const EvalArguments& argumen
 std::string FormatTable(const EvalArguments& arguments, const EvalReport& report) {
   std::string text;
   const auto header = [&] {
-    absl::StrAppend(
-        &text, fmt::format("{:>5} {:>4} {:>9} {:>10}", "layer", "head", "retrieval", "estimation"));
+    absl::StrAppend(&text, fmt::format("{:>5} {:>4} {:>8} {:>9} {:>9}", "layer", "head", "zones",
+                                       "retrieval", "next"));
     for (const int64_t k : arguments.eval.recall_ks) {
       absl::StrAppend(&text, fmt::format(" {:>10}", fmt::format("recall@{}", k)));
     }
     absl::StrAppend(
-        &text, fmt::format(" {:>6} {:>7} {:>8} {:>7} {:>7} {:>7} {:>8} {:>6} {:>9} {:>6}\n", "mass",
-                           "indexed", "err mean", "p95", "p99", "max", "tokens", "%", "KiB", "%"));
+        &text, fmt::format(" {:>6} {:>7} {:>8} {:>7} {:>7} {:>7} {:>8} {:>6} {:>9} {:>6} {:>9}\n",
+                           "mass", "indexed", "err mean", "p95", "p99", "max", "tokens", "%", "KiB",
+                           "%", "indexed %"));
   };
   const auto line = [&](const std::string& layer, const std::string& head, size_t budget,
                         const TraceSummary& summary) {
     const AttendOptions& options = arguments.eval.budgets[budget];
     absl::StrAppend(
-        &text, fmt::format("{:>5} {:>4} {:>9} {:>10}", layer, head, BudgetText(options.retrieval),
-                           BudgetText(options.estimation)));
+        &text, fmt::format("{:>5} {:>4} {:>8} {:>9} {:>9}", layer, head, ZonesName(options.zones),
+                           BudgetText(options.retrieval), BudgetText(SecondBudget(options))));
     for (const double recall : summary.recalls) {
       absl::StrAppend(&text, fmt::format(" {:>10.4f}", recall));
     }
     absl::StrAppend(
         &text,
         fmt::format(" {:>6.4f} {:>7.4f} {:>8.4f} {:>7.4f} {:>7.4f} {:>7.4f} {:>8.1f} {:>6.2f} "
-                    "{:>9.1f} {:>6.2f}\n",
+                    "{:>9.1f} {:>6.2f} {:>9.2f}\n",
                     summary.mass, summary.indexed_mass, summary.rel_err_mean, summary.rel_err_p95,
                     summary.rel_err_p99, summary.rel_err_max, summary.tokens_exact,
                     100.0 * summary.exact_tokens_ratio, summary.bytes_read / 1024.0,
-                    100.0 * summary.bytes_ratio));
+                    100.0 * summary.bytes_ratio, 100.0 * summary.indexed_bytes_ratio));
   };
   const std::string* file = nullptr;
   for (const EvalRow& row : report.rows) {
@@ -97,7 +108,7 @@ std::string FormatTable(const EvalArguments& arguments, const EvalReport& report
 }
 
 std::string FormatCsv(const EvalArguments& arguments, const EvalReport& report) {
-  std::string text = "file,layer,kv_head,retrieval,estimation,mass_estimate,samples";
+  std::string text = "file,layer,kv_head,zones,retrieval,sketch,estimation,mass_estimate,samples";
   for (const auto& [name, value] : Numbers(arguments, report.budgets[0])) {
     absl::StrAppend(&text, ",", name);
   }
@@ -106,7 +117,8 @@ std::string FormatCsv(const EvalArguments& arguments, const EvalReport& report) 
                         size_t budget, const TraceSummary& summary) {
     const AttendOptions& options = arguments.eval.budgets[budget];
     absl::StrAppend(&text, CsvField(file), ",", layer, ",", head, ",");
-    absl::StrAppend(&text, BudgetText(options.retrieval), ",", BudgetText(options.estimation), ",",
+    absl::StrAppend(&text, ZonesName(options.zones), ",", BudgetText(options.retrieval), ",",
+                    BudgetText(options.sketch), ",", BudgetText(options.estimation), ",",
                     MassName(options.mass), ",", summary.num_samples);
     for (const auto& [name, value] : Numbers(arguments, summary)) {
       absl::StrAppend(&text, ",", fmt::format("{:.9g}", value));
@@ -130,7 +142,9 @@ Json BudgetJson(const Budget& budget) {
 void AddSummary(const EvalArguments& arguments, size_t budget, const TraceSummary& summary,
                 Json& json) {
   const AttendOptions& options = arguments.eval.budgets[budget];
+  json["zones"] = ZonesName(options.zones);
   json["retrieval"] = BudgetJson(options.retrieval);
+  json["sketch"] = BudgetJson(options.sketch);
   json["estimation"] = BudgetJson(options.estimation);
   json["mass_estimate"] = MassName(options.mass);
   json["default"] = budget == arguments.default_budget;

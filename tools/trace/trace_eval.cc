@@ -363,6 +363,10 @@ absl::Status HeadEvaluation::AnswerBudget(const std::vector<Asked>& asked, const
   samples.tokens_exact += stats.tokens_exact;
   samples.bytes_dense += stats.bytes_dense;
   samples.bytes_read += stats.bytes_read;
+  const int64_t tokens_steady = stats.tokens_exact - stats.tokens_retrieved;
+  const int64_t steady_bytes = stats.bytes_dense / stats.tokens_visible * tokens_steady;
+  samples.indexed_bytes_dense += stats.bytes_dense - steady_bytes;
+  samples.indexed_bytes_read += stats.bytes_read - steady_bytes;
   for (const Asked& query : asked) {
     samples.tokens_indexed += query.truth.indexed_end - query.truth.indexed_begin;
   }
@@ -471,6 +475,8 @@ void TraceSamples::Append(const TraceSamples& other) {
   tokens_indexed += other.tokens_indexed;
   bytes_dense += other.bytes_dense;
   bytes_read += other.bytes_read;
+  indexed_bytes_dense += other.indexed_bytes_dense;
+  indexed_bytes_read += other.indexed_bytes_read;
 }
 
 TraceSummary Summarize(const TraceSamples& samples) {
@@ -495,6 +501,10 @@ TraceSummary Summarize(const TraceSamples& samples) {
   summary.bytes_read = static_cast<double>(samples.bytes_read) / rows;
   summary.exact_tokens_ratio = summary.tokens_exact / summary.tokens_visible;
   summary.bytes_ratio = summary.bytes_read / summary.bytes_dense;
+  summary.indexed_bytes_ratio = samples.indexed_bytes_dense == 0
+                                    ? 1.0
+                                    : static_cast<double>(samples.indexed_bytes_read) /
+                                          static_cast<double>(samples.indexed_bytes_dense);
   return summary;
 }
 

@@ -52,6 +52,8 @@ struct TraceSamples {
   int64_t tokens_indexed = 0;
   int64_t bytes_dense = 0;
   int64_t bytes_read = 0;
+  int64_t indexed_bytes_dense = 0;  // of the indexed tokens alone
+  int64_t indexed_bytes_read = 0;
 
   // Of other heads or files, with the same recall_ks.
   void Append(const TraceSamples& other);
@@ -74,6 +76,7 @@ struct TraceSummary {
   double bytes_read = 0.0;
   double exact_tokens_ratio = 0.0;
   double bytes_ratio = 0.0;
+  double indexed_bytes_ratio = 0.0;  // 1 when no token is indexed
 };
 
 // Independent of the order of the samples.

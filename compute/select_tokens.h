@@ -1,0 +1,38 @@
+#ifndef WAVEKV_COMPUTE_SELECT_TOKENS_H_
+#define WAVEKV_COMPUTE_SELECT_TOKENS_H_
+
+#include <cstdint>
+
+#include "compute/select_clusters.h"
+
+namespace wavekv {
+
+// Chooses the tokens of the sketch zone that are attended exactly, for one GQA group.
+//
+// A token's rank is its expected share of the attention, summed over the group's heads:
+//   p_j = sum_h exp(r_hj - ln Z_h), Z_h the mass of the sketch zone's tokens by rank score, of all
+//   other unretrieved clusters by log-mass, and e^{log_steady_h} of what is attended anyway.
+// The first token_budget tokens by rank are chosen; ties go to the lower number.
+//
+// Shapes: rank_scores [num_queries, num_tokens], row h at h * stride; log_masses [num_queries,
+// num_clusters] alike; zones [num_clusters]; log_steady [num_queries] or nullptr for none;
+// probabilities [num_tokens]; chosen [num_tokens], 1 or 0. Deterministic.
+struct SelectTokensTask {
+  const float* rank_scores = nullptr;
+  int64_t stride = 0;
+  int num_queries = 0;
+  int64_t num_tokens = 0;
+  const float* log_masses = nullptr;
+  int64_t log_masses_stride = 0;
+  const Zone* zones = nullptr;
+  int64_t num_clusters = 0;
+  const float* log_steady = nullptr;
+  int64_t token_budget = 0;
+  float* probabilities = nullptr;
+  uint8_t* chosen = nullptr;
+  int64_t* num_chosen = nullptr;
+};
+
+}  // namespace wavekv
+
+#endif  // WAVEKV_COMPUTE_SELECT_TOKENS_H_

@@ -1,0 +1,206 @@
+#include "cpu/estimate_weights.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace wavekv::cpu {
+namespace {
+
+// How far a part of the given mass per token is taken out of a whole.
+float Deduction(float rest_mass, float part_mass) {
+  return part_mass > rest_mass ? rest_mass / part_mass : 1.0f;
+}
+
+}  // namespace
+
+void EstimateWeights::Load(const EstimateClustersTask& task) {
+  const ClusterIndex& index = *task.index;
+  num_clusters_ = index.num_clusters;
+  num_supers_ = index.num_supers;
+  int64_t num_tokens = 0;
+  taken_tokens_.clear();
+  for (int64_t i = 0; i < num_clusters_; ++i) {
+    if (task.zones[i] != Zone::kSketch) continue;
+    const std::byte* values = index.cluster_values(i);
+    for (int64_t t = 0; t < index.cluster_size(i); ++t, ++num_tokens) {
+      if (task.chosen[num_tokens] == 0) continue;
+      taken_tokens_.push_back({num_tokens, values + t * index.value_row_bytes()});
+    }
+  }
+
+  row_ = num_clusters_ + num_tokens;
+  logs_.resize(task.num_queries * row_);
+  offsets_.resize(task.num_queries);
+  for (int h = 0; h < task.num_queries; ++h) {
+    float* logs = logs_.data() + h * row_;
+    const float* log_masses = task.log_masses + h * task.log_masses_stride;
+    std::copy_n(log_masses, num_clusters_, logs);
+    float greatest = -std::numeric_limits<float>::infinity();
+    for (int64_t i = 0; i < num_clusters_; ++i) {
+      const bool whole = task.zones[i] == Zone::kEstimation || task.zones[i] == Zone::kRemainder;
+      if (whole) greatest = std::max(greatest, log_masses[i]);
+    }
+    if (num_tokens > 0) {
+      const float* logits = task.token_logits + h * task.token_stride;
+      std::copy_n(logits, num_tokens, logs + num_clusters_);
+      for (int64_t j = 0; j < num_tokens; ++j) {
+        if (task.chosen[j] == 0) greatest = std::max(greatest, logits[j]);
+      }
+    }
+    offsets_[h] = greatest == -std::numeric_limits<float>::infinity() ? 0.0f : greatest;
+  }
+}
+
+void EstimateWeights::Compute(const EstimateClustersTask& task) {
+  ListMeans(task);
+  cluster_weights_.assign(task.num_queries * num_clusters_, 0.0f);
+  super_weights_.assign(task.num_queries * num_supers_, 0.0f);
+  taken_weights_.assign(task.num_queries * taken_tokens_.size(), 0.0f);
+  whole_masses_.resize(num_clusters_);
+  masses_.assign(task.num_queries, 0.0f);
+  of_means_.assign(task.num_queries, 0.0f);
+  token_variances_.assign(task.num_queries, 0.0f);
+  for (int h = 0; h < task.num_queries; ++h) ComputeQuery(task, h);
+}
+
+void EstimateWeights::ListMeans(const EstimateClustersTask& task) {
+  const ClusterIndex& index = *task.index;
+  clusters_.clear();
+  supers_.clear();
+  remainders_.assign(num_supers_, Remainder::kNone);
+  for (int64_t s = 0; s < num_supers_; ++s) {
+    const uint32_t first = index.super_offsets[s], last = index.super_offsets[s + 1];
+    int64_t left = 0;
+    for (uint32_t i = first; i < last; ++i) {
+      if (task.zones[i] == Zone::kRemainder) left += index.cluster_size(i);
+    }
+    if (left > 0) {
+      remainders_[s] =
+          2 * left < index.super_size(s) ? Remainder::kOwnMeans : Remainder::kSuperMean;
+    }
+    const size_t num_listed = clusters_.size();
+    for (uint32_t i = first; i < last; ++i) {
+      const Zone zone = task.zones[i];
+      const bool answers = zone == Zone::kSketch || zone == Zone::kEstimation ||
+                           (zone == Zone::kRemainder && remainders_[s] == Remainder::kOwnMeans);
+      const bool taken_out = (zone == Zone::kRetrieval || zone == Zone::kIgnored) &&
+                             remainders_[s] == Remainder::kSuperMean;
+      if (answers || taken_out) clusters_.push_back(i);
+    }
+    // Clusters' means are stored as differences from their super-cluster's.
+    if (remainders_[s] == Remainder::kSuperMean || clusters_.size() > num_listed) {
+      supers_.push_back(static_cast<uint32_t>(s));
+    }
+  }
+}
+
+float EstimateWeights::ComputeSketchCluster(const EstimateClustersTask& task, int query,
+                                            int64_t cluster, int64_t first_token, size_t* taken,
+                                            float* whole_mass) {
+  const ClusterIndex& index = *task.index;
+  const float* masses = logs_.data() + query * row_ + num_clusters_ + first_token;
+  const int64_t size = index.cluster_size(cluster);
+  float mass = 0.0f, squares = 0.0f;
+  *whole_mass = 0.0f;
+  const size_t first_taken = *taken;
+  for (int64_t t = 0; t < size; ++t) {
+    *whole_mass += masses[t];
+    if (task.chosen[first_token + t] != 0) {
+      ++*taken;
+    } else {
+      mass += masses[t];
+      squares += masses[t] * masses[t];
+    }
+  }
+  token_variances_[query] += squares * index.value_spreads[cluster];
+  float* weight = cluster_weights_.data() + query * num_clusters_ + cluster;
+  const auto num_left = static_cast<float>(size - static_cast<int64_t>(*taken - first_taken));
+  if (num_left == 0.0f) return 0.0f;
+  // The rest's mean: the whole without what was taken out of it.
+  float left = static_cast<float>(size);
+  for (size_t i = first_taken; i < *taken; ++i) {
+    left -= Deduction(mass / num_left, masses[taken_tokens_[i].sketch_token - first_token]);
+  }
+  const float per_token = mass / left;
+  *weight = per_token * static_cast<float>(size);
+  for (size_t i = first_taken; i < *taken; ++i) {
+    taken_weights_[query * taken_tokens_.size() + i] =
+        -per_token *
+        Deduction(mass / num_left, masses[taken_tokens_[i].sketch_token - first_token]);
+  }
+  return mass;
+}
+
+void EstimateWeights::ComputeQuery(const EstimateClustersTask& task, int query) {
+  const ClusterIndex& index = *task.index;
+  const float* cluster_masses = logs_.data() + query * row_;
+  float* weights = cluster_weights_.data() + query * num_clusters_;
+  double mass = 0.0, of_means = 0.0;
+  int64_t first_token = 0;
+  size_t taken = 0;
+  for (int64_t s = 0; s < num_supers_; ++s) {
+    float remainder_mass = 0.0f;
+    int64_t remainder_tokens = 0;
+    for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
+      const float cluster_mass = cluster_masses[i];
+      whole_masses_[i] = cluster_mass;
+      switch (task.zones[i]) {
+        case Zone::kSketch:
+          mass += ComputeSketchCluster(task, query, i, first_token, &taken, &whole_masses_[i]);
+          first_token += index.cluster_size(i);
+          break;
+        case Zone::kEstimation:
+          weights[i] = cluster_mass;
+          mass += cluster_mass;
+          break;
+        case Zone::kRemainder:
+          mass += cluster_mass;
+          if (remainders_[s] == Remainder::kOwnMeans) {
+            weights[i] = cluster_mass;
+          } else {
+            remainder_mass += cluster_mass;
+            remainder_tokens += index.cluster_size(i);
+          }
+          break;
+        case Zone::kRetrieval:
+        case Zone::kIgnored:
+          break;
+      }
+    }
+    if (remainders_[s] == Remainder::kSuperMean) {
+      TakeRemainder(task, query, s, remainder_mass, remainder_tokens);
+    }
+    float* super_weight = super_weights_.data() + query * num_supers_ + s;
+    for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
+      *super_weight += weights[i];
+    }
+    of_means += *super_weight;
+  }
+  masses_[query] = static_cast<float>(mass);
+  of_means_[query] = static_cast<float>(of_means);
+  if (mass > 0.0) token_variances_[query] /= static_cast<float>(mass * mass);
+}
+
+void EstimateWeights::TakeRemainder(const EstimateClustersTask& task, int query, int64_t super,
+                                    float remainder_mass, int64_t remainder_tokens) {
+  const ClusterIndex& index = *task.index;
+  float* weights = cluster_weights_.data() + query * num_clusters_;
+  const int64_t first = index.super_offsets[super], last = index.super_offsets[super + 1];
+  const float rest = remainder_mass / static_cast<float>(remainder_tokens);
+  const auto deduction = [&](int64_t i) {
+    const auto size = static_cast<float>(index.cluster_size(i));
+    return size * Deduction(rest, whole_masses_[i] / size);
+  };
+  auto left = static_cast<float>(index.super_size(super));
+  for (int64_t i = first; i < last; ++i) {
+    if (task.zones[i] != Zone::kRemainder) left -= deduction(i);
+  }
+  const float per_token = remainder_mass / left;
+  super_weights_[query * num_supers_ + super] =
+      per_token * static_cast<float>(index.super_size(super));
+  for (int64_t i = first; i < last; ++i) {
+    if (task.zones[i] != Zone::kRemainder) weights[i] -= per_token * deduction(i);
+  }
+}
+
+}  // namespace wavekv::cpu

@@ -1,0 +1,58 @@
+// Where a ranking by probability is cut, without sorting it.
+#ifndef WAVEKV_CPU_RANK_CUT_H_
+#define WAVEKV_CPU_RANK_CUT_H_
+
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+namespace wavekv::cpu {
+
+// The bits of numbers that are not negative are ordered as the numbers are.
+inline uint32_t RankBits(float probability) { return std::bit_cast<uint32_t>(probability); }
+
+// Cuts the ranking: before the cut stand the clusters of greater bits, and of those with equal
+// bits, in index order, as many as it takes to use up `left`.
+class RankCut {
+ public:
+  // The shortest prefix of the ranking whose weights (at least 1 each) reach `target`.
+  template <typename Weight>
+  RankCut(const float* probabilities, int64_t count, int64_t target, const Weight& weight)
+      : left_(target) {
+    if (target <= 0) {
+      bits_ = std::numeric_limits<uint32_t>::max();
+      return;
+    }
+    // The sign bit is 0, so 31 bits: 11, then 10, then 10, each time among those that agree so far.
+    for (auto [shift, width] : {std::pair{20, 11}, {10, 10}, {0, 10}}) {
+      int64_t weights[1 << 11] = {};
+      const uint32_t mask = (1u << width) - 1;
+      for (int64_t i = 0; i < count; ++i) {
+        const uint32_t bits = RankBits(probabilities[i]);
+        // 64 bits, for the first shift is by 31.
+        if (uint64_t{bits ^ bits_} >> (shift + width) != 0) continue;
+        weights[bits >> shift & mask] += weight(i);
+      }
+      uint32_t digit = mask;
+      for (; digit > 0 && weights[digit] < left_; --digit) left_ -= weights[digit];
+      bits_ |= digit << shift;
+    }
+  }
+
+  // To be asked once for every number, in index order.
+  bool Includes(uint32_t bits, int64_t weight) {
+    if (bits != bits_) return bits > bits_;
+    if (left_ <= 0) return false;
+    left_ -= weight;
+    return true;
+  }
+
+ private:
+  uint32_t bits_ = 0;
+  int64_t left_;
+};
+
+}  // namespace wavekv::cpu
+
+#endif  // WAVEKV_CPU_RANK_CUT_H_

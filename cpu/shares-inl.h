@@ -1,0 +1,78 @@
+// Softmax over long rows of scores. Compiled once per instruction set.
+#if defined(WAVEKV_CPU_SHARES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WAVEKV_CPU_SHARES_INL_H_
+#undef WAVEKV_CPU_SHARES_INL_H_
+#else
+#define WAVEKV_CPU_SHARES_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "cpu/exp-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace wavekv::cpu::HWY_NAMESPACE {
+
+using Full = hn::ScalableTag<float>;
+using V = hn::Vec<Full>;
+
+// Calls visit(i, vector of scores[i, i + N)); the last vector is filled up with -infinity.
+template <class Visit>
+HWY_INLINE void ForEachVector(const float* scores, int64_t count, const Visit& visit) {
+  const Full d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + n <= count; i += n) visit(i, hn::LoadU(d, scores + i));
+  if (i == count) return;
+  alignas(64) float rest[hn::MaxLanes(Full())];
+  std::fill_n(rest, n, -std::numeric_limits<float>::infinity());
+  std::copy(scores + i, scores + count, rest);
+  visit(i, hn::Load(d, rest));
+}
+
+// The greatest score; -infinity of none.
+HWY_INLINE float Greatest(const float* scores, int64_t count) {
+  const Full d;
+  V greatest = hn::Set(d, -std::numeric_limits<float>::infinity());
+  ForEachVector(scores, count,
+                [&](int64_t, V score) HWY_ATTR { greatest = hn::Max(greatest, score); });
+  return hn::GetLane(hn::MaxOfLanes(d, greatest));
+}
+
+// Sum of e^{score - max}.
+HWY_INLINE float MassAbove(float max, const float* scores, int64_t count) {
+  const Full d;
+  const V offset = hn::Set(d, max);
+  V sums = hn::Zero(d);
+  ForEachVector(scores, count, [&](int64_t, V score) HWY_ATTR {
+    sums = hn::Add(sums, Exp(d, hn::Sub(score, offset)));
+  });
+  return hn::GetLane(hn::SumOfLanes(d, sums));
+}
+
+// shares += e^{score - max} / mass.
+HWY_INLINE void AddShares(const float* scores, int64_t count, float max, float mass,
+                          float* shares) {
+  const Full d;
+  const V offset = hn::Set(d, max);
+  const V inverse = hn::Div(hn::Set(d, 1.0f), hn::Set(d, mass));
+  ForEachVector(scores, count, [&](int64_t i, V score) HWY_ATTR {
+    const V share = hn::Mul(inverse, Exp(d, hn::Sub(score, offset)));
+    const auto n = static_cast<int64_t>(hn::Lanes(d));
+    if (i + n <= count) {
+      hn::StoreU(hn::Add(hn::LoadU(d, shares + i), share), d, shares + i);
+    } else {
+      alignas(64) float rest[hn::MaxLanes(Full())];
+      hn::Store(share, d, rest);
+      for (int64_t j = i; j < count; ++j) shares[j] += rest[j - i];
+    }
+  });
+}
+
+}  // namespace wavekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

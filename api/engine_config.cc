@@ -87,6 +87,7 @@ absl::StatusOr<IndexOptions> FromProto(const v1::IndexConfig& proto) {
                             FromProto("index.statistics_dtype", proto.statistics_dtype()));
   }
   if (proto.has_seed()) index.seed = proto.seed();
+  if (proto.has_merge_segments()) index.merge_segments = proto.merge_segments();
   return index;
 }
 

@@ -24,6 +24,9 @@ struct IndexOptions {
   int kmeans_iterations = 2;      // after seeding; docs/wave_index.md says why not 10
   int64_t sink_tokens = 4;        // first tokens of a sequence, always attended exactly
   int64_t window_tokens = 64;     // last tokens of a sequence, never sealed
+  // Neighbouring segments that were cut while tokens were generated are merged, once they reach
+  // segment_tokens, into one that is clustered as if it had been appended at once.
+  bool merge_segments = true;
   DType statistics_dtype = DType::kFloat32;  // of stored centroids and value means
   uint64_t seed = 1;
 };

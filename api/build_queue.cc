@@ -2,7 +2,9 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <utility>
 
 #include "compute/backend.h"
@@ -46,7 +48,23 @@ void BuildQueue::Add(const std::vector<std::shared_ptr<Segment>>& segments,
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const std::shared_ptr<Segment>& segment : segments)
-      jobs_.push_back({segment, account, /*sealed_before=*/-1});
+      jobs_.push_back({.segments = {segment}, .account = account});
+  }
+  work_.notify_all();
+}
+
+void BuildQueue::AddMerges(const std::vector<SegmentRun>& runs,
+                           const std::shared_ptr<MemoryAccount>& account,
+                           const std::weak_ptr<TenantStore>& tenant, int layer) {
+  if (runs.empty()) return;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const SegmentRun& run : runs) {
+      jobs_.push_back({.segments = {run.begin(), run.end()},
+                       .account = account,
+                       .tenant = tenant,
+                       .layer = layer});
+    }
   }
   work_.notify_all();
 }
@@ -78,10 +96,14 @@ void BuildQueue::RunThread() {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(inline_executor.get());
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
-    work_.wait(lock, [this] { return stop_ || (!paused_ && !jobs_.empty()); });
+    auto next = jobs_.end();
+    work_.wait(lock, [&] {
+      next = NextJob();
+      return stop_ || (!paused_ && next != jobs_.end());
+    });
     if (stop_) return;
-    Job job = std::move(jobs_.front());
-    jobs_.pop_front();
+    Job job = std::move(*next);
+    jobs_.erase(next);
     ++running_;
     lock.unlock();
     const bool again = RunJob(job, *backend);
@@ -89,11 +111,26 @@ void BuildQueue::RunThread() {
     --running_;
     if (again && !stop_) jobs_.push_back(std::move(job));
     built_.notify_all();
+    work_.notify_all();  // a merge may have waited for it
   }
 }
 
+std::deque<BuildQueue::Job>::iterator BuildQueue::NextJob() {
+  return std::find_if(jobs_.begin(), jobs_.end(), [](const Job& job) {
+    if (!job.is_merge()) return true;
+    return std::none_of(job.segments.begin(), job.segments.end(), [](const auto& part) {
+      const std::shared_ptr<Segment> segment = part.lock();
+      return segment != nullptr && segment->state() == Segment::State::kPending;
+    });
+  });
+}
+
 bool BuildQueue::RunJob(Job& job, Backend& backend) {
-  const std::shared_ptr<Segment> segment = job.segment.lock();
+  if (job.is_merge()) {
+    RunMerge(job, backend);
+    return false;
+  }
+  const std::shared_ptr<Segment> segment = job.segments[0].lock();
   if (segment == nullptr) return false;
   absl::Status status;
   {
@@ -121,39 +158,117 @@ bool BuildQueue::RunJob(Job& job, Backend& backend) {
   return false;
 }
 
-absl::Status BuildQueue::Build(Segment& segment, MemoryAccount& account, Backend& backend) {
-  const KvShape shape{model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
-  ClusteringOptions clustering_options;
-  clustering_options.tokens_per_cluster = index_.tokens_per_cluster;
-  clustering_options.cluster_tokens_max = index_.cluster_tokens_max;
-  clustering_options.kmeans_iterations = index_.kmeans_iterations;
-  clustering_options.seed = index_.seed;
+void BuildQueue::RunMerge(const Job& job, Backend& backend) {
+  const std::shared_ptr<Segment> last = job.segments.back().lock();
+  if (last == nullptr) return;  // nobody holds the run any more
+  SegmentRun run;
+  bool is_sealed = true;
+  for (const std::weak_ptr<Segment>& part : job.segments) {
+    run.push_back(part.lock());
+    is_sealed &= run.back() != nullptr && run.back()->state() == Segment::State::kSealed;
+  }
+  if (!is_sealed) {
+    last->EndMerge(nullptr);
+    return;
+  }
+  absl::StatusOr<std::shared_ptr<Segment>> merged;
+  {
+    const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1,
+                         last->end() - run.front()->begin());
+    merged = Merge(run, *job.account, backend);
+  }
+  if (!merged.ok()) {
+    merge_failures_total_.fetch_add(1);
+    WAVEKV_LOG(kInfo, "{} segments from position {} stay unmerged: {}", run.size(),
+               run.front()->begin(), std::string(merged.status().message()));
+    last->EndMerge(nullptr);
+    return;
+  }
+  merges_total_.fetch_add(1);
+  last->EndMerge(*merged);
+  const std::shared_ptr<TenantStore> tenant = job.tenant.lock();
+  if (tenant == nullptr) return;
+  for (const auto& sequence : tenant->sequences()) sequence->layer(job.layer).TakeUpMerges();
+  WAVEKV_LOG(kDebug, "merged {} segments from position {}", run.size(), run.front()->begin());
+}
 
+absl::Status BuildQueue::Build(Segment& segment, MemoryAccount& account, Backend& backend) {
   const Segment::Pin pin = segment.Read();
   auto sealed = std::make_unique<SealedSegment>();
   std::vector<KvRange> rows;
   for (int head = 0; head < model_.num_kv_heads; ++head) {
     rows.clear();
     for (const auto& chunk : pin.chunks) rows.push_back(chunk->Range(head, chunk->capacity()));
-    WAVEKV_ASSIGN_OR_RETURN(
-        const Clustering clustering,
-        ClusterRows(rows, shape, clustering_options, index_.clusters_per_super, backend));
-    const ClusterIndexShape index_shape =
-        IndexShape(clustering, shape, index_.statistics, index_.code_bits);
-    WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
-    const MutableClusterIndex index =
-        FormatClusterIndex(extent.data(), index_shape, segment.begin());
-    WriteClusterIndex(rows, clustering, index);
-    sealed->heads.push_back({std::move(extent), ReadOnly(index)});
+    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, segment.begin(), account, backend));
+    sealed->heads.push_back(std::move(built));
   }
-  live_->fetch_add(1);
   sealed_total_.fetch_add(1);
-  segment.Seal(std::shared_ptr<const SealedSegment>(sealed.release(),
-                                                    [live = live_](const SealedSegment* gone) {
-                                                      delete gone;
-                                                      live->fetch_sub(1);
-                                                    }));
+  segment.Seal(Share(std::move(sealed)));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run,
+                                                           MemoryAccount& account,
+                                                           Backend& backend) {
+  const int64_t begin = run.front()->begin();
+  const int64_t num_tokens = run.back()->end() - begin;
+  const int64_t key_bytes = model_.key_row_bytes();
+  const int64_t value_bytes = model_.value_row_bytes();
+  std::vector<Segment::Pin> pins;
+  for (const auto& part : run) pins.push_back(part->Read());
+
+  // In position order, so that the result is what sealing the rows at once would have given.
+  std::vector<std::byte> keys(num_tokens * key_bytes);
+  std::vector<std::byte> values(num_tokens * value_bytes);
+  auto sealed = std::make_unique<SealedSegment>();
+  for (int head = 0; head < model_.num_kv_heads; ++head) {
+    for (const Segment::Pin& pin : pins) {
+      const ClusterIndex& index = pin.sealed->heads[head].index;
+      for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
+        const KvRange range = index.cluster_range(cluster);
+        for (int64_t i = 0; i < range.num_tokens; ++i) {
+          const int64_t row = range.position_begin + range.positions[i] - begin;
+          std::memcpy(keys.data() + row * key_bytes, range.keys + i * key_bytes, key_bytes);
+          std::memcpy(values.data() + row * value_bytes, range.values + i * value_bytes,
+                      value_bytes);
+        }
+      }
+    }
+    const std::vector<KvRange> rows = {{keys.data(), values.data(), num_tokens, begin, nullptr}};
+    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, begin, account, backend));
+    sealed->heads.push_back(std::move(built));
+  }
+  auto merged = std::make_shared<Segment>(begin, begin + num_tokens, RowChunks());
+  merged->Seal(Share(std::move(sealed)));
+  return merged;
+}
+
+absl::StatusOr<SealedHead> BuildQueue::BuildHead(const std::vector<KvRange>& rows, int64_t begin,
+                                                 MemoryAccount& account, Backend& backend) {
+  const KvShape shape{model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
+  ClusteringOptions clustering_options;
+  clustering_options.tokens_per_cluster = index_.tokens_per_cluster;
+  clustering_options.cluster_tokens_max = index_.cluster_tokens_max;
+  clustering_options.kmeans_iterations = index_.kmeans_iterations;
+  clustering_options.seed = index_.seed;
+  WAVEKV_ASSIGN_OR_RETURN(
+      const Clustering clustering,
+      ClusterRows(rows, shape, clustering_options, index_.clusters_per_super, backend));
+  const ClusterIndexShape index_shape =
+      IndexShape(clustering, shape, index_.statistics, index_.code_bits);
+  WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
+  const MutableClusterIndex index = FormatClusterIndex(extent.data(), index_shape, begin);
+  WriteClusterIndex(rows, clustering, index);
+  return SealedHead{std::move(extent), ReadOnly(index)};
+}
+
+std::shared_ptr<const SealedSegment> BuildQueue::Share(std::unique_ptr<SealedSegment> sealed) {
+  live_->fetch_add(1);
+  return std::shared_ptr<const SealedSegment>(sealed.release(),
+                                              [live = live_](const SealedSegment* gone) {
+                                                delete gone;
+                                                live->fetch_sub(1);
+                                              });
 }
 
 }  // namespace wavekv

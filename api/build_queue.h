@@ -15,8 +15,10 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "api/step_observer.h"
+#include "storage/layer_cache.h"
 #include "storage/memory_account.h"
 #include "storage/segment.h"
+#include "storage/tenant_store.h"
 #include "wavekv/model_spec.h"
 #include "wavekv/options.h"
 
@@ -28,6 +30,11 @@ class Backend;
 // segment that nobody holds any more is skipped. One whose sealed form does not fit the memory is
 // tried again as long as other builds succeed, since each frees the rows it replaces; then it is
 // marked, and its tokens stay exact.
+//
+// Runs of segments are merged behind them: once all of a run are sealed, its rows are clustered
+// anew, in the order of their positions, and every sequence of the tenant takes up the result. A
+// run whose merged form does not fit the memory stays as it is; so does one of which a segment
+// could not be sealed.
 //
 // Threads: safe. The destructor waits for the builds that have begun.
 class BuildQueue {
@@ -44,6 +51,10 @@ class BuildQueue {
   void Add(const std::vector<std::shared_ptr<Segment>>& segments,
            const std::shared_ptr<MemoryAccount>& account);
 
+  // Runs of that layer, of sequences of `tenant`.
+  void AddMerges(const std::vector<SegmentRun>& runs, const std::shared_ptr<MemoryAccount>& account,
+                 const std::weak_ptr<TenantStore>& tenant, int layer);
+
   // Evaluates done() now and after every build; false when the deadline came first.
   bool WaitUntil(absl::FunctionRef<bool()> done, absl::Time deadline);
 
@@ -54,18 +65,35 @@ class BuildQueue {
   int64_t segments_sealed() const { return live_->load(); }
   int64_t segments_sealed_total() const { return sealed_total_.load(); }
   int64_t seal_failures_total() const { return failures_total_.load(); }
+  int64_t segment_merges_total() const { return merges_total_.load(); }
+  int64_t merge_failures_total() const { return merge_failures_total_.load(); }
 
  private:
   struct Job {
-    std::weak_ptr<Segment> segment;
+    std::vector<std::weak_ptr<Segment>> segments;  // one to be sealed, or a run to be merged
     std::shared_ptr<MemoryAccount> account;
     int64_t sealed_before = -1;  // segments sealed ever, when it last failed
+    // Of a merge, whose sequences take up the result.
+    std::weak_ptr<TenantStore> tenant;
+    int layer = 0;
+
+    bool is_merge() const { return segments.size() > 1; }
   };
 
   void RunThread();
+  // The first job that waits for no other. REQUIRES: mutex_ is held.
+  std::deque<Job>::iterator NextJob();
   // True when the job is to be queued again.
   bool RunJob(Job& job, Backend& backend);
+  void RunMerge(const Job& job, Backend& backend);
   absl::Status Build(Segment& segment, MemoryAccount& account, Backend& backend);
+  absl::StatusOr<std::shared_ptr<Segment>> Merge(const SegmentRun& run, MemoryAccount& account,
+                                                 Backend& backend);
+  // Clusters the rows of one kv head of a segment that begins there.
+  absl::StatusOr<SealedHead> BuildHead(const std::vector<KvRange>& rows, int64_t begin,
+                                       MemoryAccount& account, Backend& backend);
+  // Counts it among the live ones until it is gone.
+  std::shared_ptr<const SealedSegment> Share(std::unique_ptr<SealedSegment> sealed);
 
   const ModelSpec model_;
   const IndexOptions index_;
@@ -75,10 +103,12 @@ class BuildQueue {
   const std::shared_ptr<std::atomic<int64_t>> live_ = std::make_shared<std::atomic<int64_t>>(0);
   std::atomic<int64_t> sealed_total_{0};
   std::atomic<int64_t> failures_total_{0};
+  std::atomic<int64_t> merges_total_{0};
+  std::atomic<int64_t> merge_failures_total_{0};
   std::atomic<bool> failing_{false};  // the last build did
 
   mutable std::mutex mutex_;
-  std::condition_variable work_;   // a job came, or stop
+  std::condition_variable work_;   // a job came or ended, or stop
   std::condition_variable built_;  // a job ended
   // Guarded by mutex_.
   std::deque<Job> jobs_;

@@ -29,6 +29,8 @@ v1::EngineStats ToProto(const EngineStats& stats) {
   proto.set_segments_pending(stats.segments_pending);
   proto.set_segments_sealed_total(stats.segments_sealed_total);
   proto.set_seal_failures_total(stats.seal_failures_total);
+  proto.set_segment_merges_total(stats.segment_merges_total);
+  proto.set_merge_failures_total(stats.merge_failures_total);
   proto.set_build_seconds_total(stats.build_seconds_total);
   proto.set_appended_tokens_total(stats.appended_tokens_total);
   proto.set_attend_calls_total(stats.attend_calls_total);

@@ -131,7 +131,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
   impl->context->model = model;
   const IndexOptions& index = requested.index;
   impl->context->cut_rule = {index.segment_tokens, index.update_tokens, index.sink_tokens,
-                             index.window_tokens};
+                             index.window_tokens, index.merge_segments};
   WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
   WAVEKV_ASSIGN_OR_RETURN(impl->observer, StepObserver::Create(requested.trace_path));
   impl->builds =
@@ -238,6 +238,7 @@ absl::Status Engine::BuildSegments(const Sequence& sequence) {
     LayerCache& cache = stored.layer(layer);
     impl_->builds->Add(cache.RetryUnsealable(), stored.shared_account());
     impl_->builds->Add(cache.Cut(/*decoding=*/true), stored.shared_account());
+    impl_->builds->AddMerges(cache.BeginMerges(), stored.shared_account(), stored.tenant(), layer);
   }
   return absl::OkStatus();
 }
@@ -251,7 +252,7 @@ absl::Status Engine::WaitForBuilds(const Sequence& sequence, absl::Duration time
     for (int layer = 0; layer < stored.num_layers(); ++layer) {
       for (const auto& segment : stored.layer(layer).Snapshot().segments) {
         const Segment::State state = segment->state();
-        if (state == Segment::State::kPending) return false;
+        if (state == Segment::State::kPending || segment->is_merging()) return false;
         if (state == Segment::State::kUnsealable) ++num_unsealable;
       }
     }

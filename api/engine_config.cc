@@ -106,6 +106,7 @@ absl::StatusOr<IndexOptions> FromProto(const v1::IndexConfig& proto) {
   }
   if (proto.has_code_bits()) index.code_bits = Saturate<int>(proto.code_bits());
   if (proto.has_seed()) index.seed = proto.seed();
+  if (proto.has_merge_segments()) index.merge_segments = proto.merge_segments();
   return index;
 }
 

@@ -177,6 +177,10 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
     const auto cut = cache.Cut(decoding);
     if (!cut.empty()) builds->Add(cache.RetryUnsealable(), sequences[i]->shared_account());
     builds->Add(cut, sequences[i]->shared_account());
+    if (!cut.empty()) {
+      builds->AddMerges(cache.BeginMerges(), sequences[i]->shared_account(), sequences[i]->tenant(),
+                        layer);
+    }
     sequences[i]->Touch();
   }
   appended_tokens += cu_seqlens.back();

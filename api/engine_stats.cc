@@ -36,6 +36,8 @@ EngineStats Engine::stats() const {
   stats.segments_pending = builds.segments_pending();
   stats.segments_sealed_total = builds.segments_sealed_total();
   stats.seal_failures_total = builds.seal_failures_total();
+  stats.segment_merges_total = builds.segment_merges_total();
+  stats.merge_failures_total = builds.merge_failures_total();
   stats.build_seconds_total = impl_->observer->seconds(Phase::kBuild);
 
   stats.appended_tokens_total = impl_->appended_tokens;
@@ -90,6 +92,10 @@ std::string Engine::PrometheusText() const {
             stats.segments_sealed_total);
   AddMetric(text, "wavekv_seal_failures_total", "counter",
             "Builds that failed; the tokens stay exact.", stats.seal_failures_total);
+  AddMetric(text, "wavekv_segment_merges_total", "counter",
+            "Runs of small segments merged into one.", stats.segment_merges_total);
+  AddMetric(text, "wavekv_merge_failures_total", "counter",
+            "Merges that failed; the small segments stay.", stats.merge_failures_total);
   AddMetric(text, "wavekv_build_seconds_total", "counter", "Time of the build threads.",
             stats.build_seconds_total);
 

@@ -24,7 +24,10 @@ struct IndexOptions {
   int kmeans_iterations = 2;      // after seeding; docs/wave_index.md says why not 10
   int64_t sink_tokens = 4;        // first tokens of a sequence, always attended exactly
   int64_t window_tokens = 64;     // last tokens of a sequence, never sealed
-  int clusters_per_super = 16;    // average
+  // Neighbouring segments that were cut while tokens were generated are merged, once they reach
+  // segment_tokens, into one that is clustered as if it had been appended at once.
+  bool merge_segments = true;
+  int clusters_per_super = 16;                            // average
   StatisticsFormat statistics = StatisticsFormat::kInt4;  // of stored centroids and value means
   int code_bits = 1;  // of a key's element in the token codes: 1, 2 or 4
   uint64_t seed = 1;

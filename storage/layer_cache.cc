@@ -28,9 +28,9 @@ PendingAppend::~PendingAppend() {
 int64_t LayerCache::AppendBytes(int64_t num_rows) const {
   const int64_t begin = contents_.length;
   const int64_t end = begin + num_rows;
-  const int64_t tail_begin = contents_.tail_begin(rule_);
+  const int64_t tail = tail_begin();
   const auto chunks_before = [&](int64_t position) {
-    return NumChunks(std::max<int64_t>(0, position - tail_begin));
+    return NumChunks(std::max<int64_t>(0, position - tail));
   };
   const bool opens_sinks = begin == 0 && num_rows > 0;
   return (opens_sinks ? Arena::RoundUp(rule_.sink_tokens * model_.token_bytes()) : 0) +
@@ -55,7 +55,7 @@ absl::StatusOr<RowSlice> LayerCache::PrepareSlice(MemoryAccount& account, int64_
   RowSlice slice;
   slice.is_sink = position < rule_.sink_tokens;
   const int64_t capacity = slice.is_sink ? rule_.sink_tokens : kChunkTokens;
-  const int64_t offset = slice.is_sink ? position : position - contents_.tail_begin(rule_);
+  const int64_t offset = slice.is_sink ? position : position - tail_begin();
   slice.row = offset % capacity;
   slice.count = std::min(rows_left, capacity - slice.row);
 
@@ -119,14 +119,67 @@ std::vector<std::shared_ptr<Segment>> LayerCache::Cut(bool decoding) {
 
 std::vector<std::shared_ptr<Segment>> LayerCache::RetryUnsealable() {
   std::vector<std::shared_ptr<Segment>> retried;
+  std::lock_guard<std::mutex> lock(mutex_);
   for (const std::shared_ptr<Segment>& segment : contents_.segments) {
     if (segment->RetryUnsealable()) retried.push_back(segment);
   }
   return retried;
 }
 
-LayerContents LayerCache::Snapshot() const {
+std::vector<SegmentRun> LayerCache::BeginMerges() {
+  std::vector<SegmentRun> runs;
+  if (!rule_.merge_segments) return runs;
+  std::vector<std::shared_ptr<Segment>> replaced;
   std::lock_guard<std::mutex> lock(mutex_);
+  replaced = TakeUpMergesLocked();
+  const auto& segments = contents_.segments;
+  size_t first = 0;
+  for (size_t last = 0; last < segments.size(); ++last) {
+    const auto num_tokens = [&] { return segments[last]->end() - segments[first]->begin(); };
+    while (num_tokens() > rule_.segment_tokens) ++first;
+    if (num_tokens() < rule_.segment_tokens) continue;
+    if (first < last && segments[last]->BeginMerge()) {
+      runs.emplace_back(segments.begin() + first, segments.begin() + last + 1);
+    }
+    first = last + 1;
+  }
+  return runs;
+}
+
+std::vector<std::shared_ptr<Segment>> LayerCache::TakeUpMergesLocked() const {
+  std::vector<std::shared_ptr<Segment>> replaced;
+  if (!rule_.merge_segments) return replaced;
+  auto& segments = contents_.segments;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    std::shared_ptr<Segment> merged = segments[i]->merged();
+    if (merged == nullptr) continue;
+    size_t first = i;
+    while (segments[first]->begin() > merged->begin()) --first;
+    const auto begin = segments.begin() + first;
+    const auto end = segments.begin() + i + 1;
+    replaced.insert(replaced.end(), begin, end);
+    *begin = std::move(merged);
+    segments.erase(begin + 1, end);
+    i = first;
+  }
+  return replaced;
+}
+
+void LayerCache::TakeUpMerges() const {
+  std::vector<std::shared_ptr<Segment>> replaced;  // freed, and zeroed, after the lock
+  std::lock_guard<std::mutex> lock(mutex_);
+  replaced = TakeUpMergesLocked();
+}
+
+int64_t LayerCache::tail_begin() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return contents_.tail_begin(rule_);
+}
+
+LayerContents LayerCache::Snapshot() const {
+  std::vector<std::shared_ptr<Segment>> replaced;
+  std::lock_guard<std::mutex> lock(mutex_);
+  replaced = TakeUpMergesLocked();
   return contents_;
 }
 

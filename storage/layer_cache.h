@@ -23,6 +23,7 @@ struct CutRule {
   int64_t update_tokens = 1024;
   int64_t sink_tokens = 4;
   int64_t window_tokens = 64;
+  bool merge_segments = true;
 };
 
 // The tokens of a layer. A value: copying it shares everything, so a copy is a consistent view that
@@ -76,8 +77,11 @@ class PendingAppend {
   int64_t num_rows_ = 0;
 };
 
-// Threads: one writer (PrepareAppend, Commit, Cut, RetryUnsealable, Replace); any number of readers
-// (Snapshot, length).
+// Adjacent segments that together are segment_tokens long, in the order of their positions.
+using SegmentRun = std::vector<std::shared_ptr<Segment>>;
+
+// Threads: one writer (AppendBytes, PrepareAppend, Commit, Cut, RetryUnsealable, BeginMerges,
+// Replace); any number of readers (Snapshot, length, TakeUpMerges).
 class LayerCache {
  public:
   LayerCache(const ModelSpec& model, const CutRule& rule) : model_(model), rule_(rule) {}
@@ -97,6 +101,17 @@ class LayerCache {
   // The segments whose last build failed, pending again. A build costs as much when it fails: ask
   // when something may have changed, not at every append.
   std::vector<std::shared_ptr<Segment>> RetryUnsealable();
+
+  // The runs of segments that are to be merged and that nobody merges yet; the caller is to merge
+  // them once they are sealed, and to tell their last segments. Which segments form a run follows
+  // from their lengths alone: from the first on, neighbours shorter than segment_tokens are taken
+  // together until they have exactly that many tokens, and where they would have more the run
+  // begins one segment later.
+  std::vector<SegmentRun> BeginMerges();
+
+  // Puts merged segments in the place of their runs, as every call that looks at the segments does
+  // by itself: for layers that nobody looks at.
+  void TakeUpMerges() const;
 
   LayerContents Snapshot() const;
   int64_t length() const;
@@ -122,8 +137,14 @@ class LayerCache {
   const ModelSpec model_;
   const CutRule rule_;
 
+  // REQUIRES: mutex_ is held. Returns what was replaced, for the caller to let go of afterwards.
+  std::vector<std::shared_ptr<Segment>> TakeUpMergesLocked() const;
+  int64_t tail_begin() const;
+
   mutable std::mutex mutex_;
-  LayerContents contents_;  // written under mutex_ by the one writer, who may read it without
+  // Written under mutex_ by the one writer, who may read it without, but for the segments: merged
+  // ones may be taken up by anybody.
+  mutable LayerContents contents_;
 };
 
 }  // namespace wavekv

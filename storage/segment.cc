@@ -74,4 +74,27 @@ bool Segment::RetryUnsealable() {
   return true;
 }
 
+bool Segment::BeginMerge() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (is_merging_ || !merged_.expired()) return false;
+  is_merging_ = true;
+  return true;
+}
+
+void Segment::EndMerge(const std::shared_ptr<Segment>& merged) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  is_merging_ = false;
+  merged_ = merged;
+}
+
+bool Segment::is_merging() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return is_merging_;
+}
+
+std::shared_ptr<Segment> Segment::merged() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return merged_.lock();
+}
+
 }  // namespace wavekv

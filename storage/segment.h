@@ -102,6 +102,18 @@ class Segment {
   // True when the caller is the one to queue it again.
   bool RetryUnsealable();
 
+  // A run of sealed segments may be replaced by one segment of the same tokens. What comes before a
+  // segment is the same in all sequences that hold it, so the last segment of a run knows of it for
+  // all of them. Nothing keeps the replacement alive but the sequences that have taken it up.
+  //
+  // True when the caller is the one to merge the run that ends here.
+  bool BeginMerge();
+  // nullptr: it could not be done, and may be begun again.
+  void EndMerge(const std::shared_ptr<Segment>& merged);
+  bool is_merging() const;
+  // The replacement of the run that ends here, or nullptr.
+  std::shared_ptr<Segment> merged() const;
+
  private:
   const int64_t begin_;
   const int64_t end_;
@@ -111,6 +123,8 @@ class Segment {
   State state_ = State::kPending;
   RowChunks chunks_;
   std::shared_ptr<const SealedSegment> sealed_;
+  bool is_merging_ = false;
+  std::weak_ptr<Segment> merged_;
 };
 
 }  // namespace wavekv

@@ -21,9 +21,9 @@ constexpr int64_t kStepsPerAudit = 16;
 std::string ToString(const WorldCounts& counts) {
   return fmt::format(
       "{} appends, {} attends ({} estimated), {} retrieves, {} refused, {} evicted, {} segments "
-      "sealed, {} seal failures",
+      "sealed, {} seal failures, {} merges",
       counts.appended, counts.attended, counts.estimated, counts.retrieved, counts.refused,
-      counts.evicted, counts.sealed, counts.seal_failures);
+      counts.evicted, counts.sealed, counts.seal_failures, counts.merged);
 }
 
 RandomWorld::RandomWorld(uint64_t seed, const WorldShape& shape, Builds builds)
@@ -270,6 +270,7 @@ WorldCounts RandomWorld::counts() const {
   if (engine_ == nullptr) return counts;
   counts.sealed = engine_->stats().segments_sealed_total;
   counts.seal_failures = engine_->stats().seal_failures_total;
+  counts.merged = engine_->stats().segment_merges_total;
   return counts;
 }
 

@@ -26,6 +26,7 @@ struct WorldCounts {
   int64_t evicted = 0;        // sequences
   int64_t sealed = 0;         // segments
   int64_t seal_failures = 0;  // builds that found no memory
+  int64_t merged = 0;         // runs of segments
 };
 
 std::string ToString(const WorldCounts& counts);

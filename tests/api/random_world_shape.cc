@@ -31,8 +31,9 @@ WorldShape DrawShape(uint64_t seed) {
   if (random.Integer(0, 4) == 0) model.softmax_scale = 0.5f;
 
   IndexOptions& index = shape.options.index;
-  index.segment_tokens = OneOf<int64_t>(random, {64, 128, 256, 384});
-  index.update_tokens = random.Integer(0, 1) == 0 ? 64 : index.segment_tokens;
+  // Mostly several updates to a segment, which are merged then.
+  index.segment_tokens = OneOf<int64_t>(random, {64, 128, 128, 192});
+  index.update_tokens = random.Integer(0, 3) > 0 ? 64 : index.segment_tokens;
   index.tokens_per_cluster = OneOf(random, {1, 4, 16, 16, 50});
   index.cluster_tokens_max =
       index.tokens_per_cluster * static_cast<int>(OneOf<int64_t>(random, {1, 2, 4}));

@@ -33,6 +33,8 @@ enum Option : int {
   kKvDType,
   kLayers,
   kMass,
+  kNoMerge,
+  kPromptTokens,
   kQueryType,
   kRetrieval,
   kScale,
@@ -59,6 +61,8 @@ constexpr option kOptions[] = {
     {"kv-dtype", required_argument, nullptr, kKvDType},
     {"layers", required_argument, nullptr, kLayers},
     {"mass", required_argument, nullptr, kMass},
+    {"no-merge", no_argument, nullptr, kNoMerge},
+    {"prompt-tokens", required_argument, nullptr, kPromptTokens},
     {"query-type", required_argument, nullptr, kQueryType},
     {"retrieval", required_argument, nullptr, kRetrieval},
     {"scale", required_argument, nullptr, kScale},
@@ -279,6 +283,18 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
     case kGrow:
       arguments.eval.grow = true;
       break;
+    case kNoMerge:
+      arguments.eval.index.merge_segments = false;
+      break;
+    case kPromptTokens: {
+      int64_t tokens = 0;
+      if (!ParseNumber(value, 1, &tokens)) {
+        return OptionError("prompt-tokens", "an integer >= 1", value);
+      }
+      arguments.eval.prompt_tokens = tokens;
+      arguments.eval.grow = true;
+      break;
+    }
     case kThreads: {
       int64_t threads = 0;
       if (!ParseNumber(value, 0, &threads) || threads > 1024) {
@@ -387,6 +403,8 @@ attention in double precision. docs/trace_format.md defines the files and the nu
       --kmeans-iterations N    (2)
       --seed N                 of the clustering (1)
       --grow                   seal segments also behind the first query, as while decoding
+      --prompt-tokens N        --grow, and all tokens behind the first N are generated ones
+      --no-merge               with --grow: never merge small segments into large ones
       --threads N              0: one per processor (default); results are the same
       --csv                    comma-separated rows
       --json                   one object: rows, budgets, and overall for the engine's defaults

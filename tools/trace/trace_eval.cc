@@ -219,6 +219,9 @@ absl::Status HeadEvaluation::OpenEngine() {
   const int64_t last_position = position(queries_.back());
   if (options_.grow) {
     prompt_tokens_ = first_position_ + 1;
+    if (options_.prompt_tokens.has_value()) {
+      prompt_tokens_ = std::clamp<int64_t>(*options_.prompt_tokens, 1, prompt_tokens_);
+    }
   } else {
     // Everything is stored before the first query is asked, in the shape that it has then: a window
     // that reaches back from the last query to where it begins for the first keeps the rest from

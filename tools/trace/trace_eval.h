@@ -35,6 +35,9 @@ struct TraceEvalOptions {
   // of 64; all others are in the steady zone of every query. true: segments are also sealed behind
   // the first query, and in multiples of index.update_tokens, as while an engine decodes.
   bool grow = false;
+  // With grow: tokens behind so many are generated ones, appended one by one, also before the first
+  // query; left out: those behind the first query.
+  std::optional<int64_t> prompt_tokens;
   int num_threads = 0;  // 0: one per processor; results do not depend on it
   // Called from time to time with the number of queries answered since the last call.
   std::function<void(int64_t)> on_progress;

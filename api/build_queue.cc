@@ -254,8 +254,8 @@ absl::StatusOr<SealedHead> BuildQueue::BuildHead(const std::vector<KvRange>& row
   WAVEKV_ASSIGN_OR_RETURN(
       const Clustering clustering,
       ClusterRows(rows, shape, clustering_options, index_.clusters_per_super, backend));
-  const ClusterIndexShape index_shape =
-      IndexShape(clustering, shape, index_.statistics, index_.code_bits);
+  const ClusterIndexShape index_shape = IndexShape(
+      clustering, shape, index_.statistics, ResolveCodeBits(index_.code_bits, model_.head_dim_k));
   WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
   const MutableClusterIndex index = FormatClusterIndex(extent.data(), index_shape, begin);
   WriteClusterIndex(rows, clustering, index);

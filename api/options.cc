@@ -85,8 +85,9 @@ absl::Status ValidateIndex(const IndexOptions& index) {
     return Invalid("index.statistics must be fp32, int8 or int4, got {}",
                    static_cast<int>(index.statistics));
   }
-  if (index.code_bits != 1 && index.code_bits != 2 && index.code_bits != 4) {
-    return Invalid("index.code_bits must be 1, 2 or 4, got {}", index.code_bits);
+  if (index.code_bits != 0 && index.code_bits != 1 && index.code_bits != 2 &&
+      index.code_bits != 4) {
+    return Invalid("index.code_bits must be 1, 2, 4 or 0, got {}", index.code_bits);
   }
   return absl::OkStatus();
 }
@@ -162,8 +163,9 @@ int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t 
     const int64_t clusters = tokens / index.tokens_per_cluster * 3 / 2 + 1;
     const int64_t supers = clusters / index.clusters_per_super * 3 / 2 + 1;
     return model.num_kv_heads *
-           Arena::RoundUp(ClusterIndexBytes(
-               {shape, index.statistics, index.code_bits, clusters, supers, tokens}));
+           Arena::RoundUp(ClusterIndexBytes({shape, index.statistics,
+                                             ResolveCodeBits(index.code_bits, model.head_dim_k),
+                                             clusters, supers, tokens}));
   };
   // The smallest cut has the largest share of padding.
   const int64_t cuts = num_tokens / index.update_tokens + 1;

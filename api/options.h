@@ -29,7 +29,9 @@ struct IndexOptions {
   bool merge_segments = true;
   int clusters_per_super = 16;                            // average
   StatisticsFormat statistics = StatisticsFormat::kInt4;  // of stored centroids and value means
-  int code_bits = 1;  // of a key's element in the token codes: 1, 2 or 4
+  // Of a key's element in the token codes: 1, 2 or 4; 0: 2 for keys of up to 64 elements, which say
+  // less in one bit each, and 1 for longer ones.
+  int code_bits = 0;
   uint64_t seed = 1;
 };
 
@@ -61,6 +63,11 @@ struct EngineOptions {
   // written.
   std::string trace_path;
 };
+
+// What code_bits = 0 stands for.
+constexpr int ResolveCodeBits(int code_bits, int head_dim_k) {
+  return code_bits != 0 ? code_bits : head_dim_k <= 64 ? 2 : 1;
+}
 
 // INVALID_ARGUMENT naming the first field that is out of range, with expected and got.
 WAVEKV_EXPORT absl::Status ValidateEngineOptions(const EngineOptions& options);
@@ -107,7 +114,7 @@ struct AttendOptions {
   Zones zones = Zones::kSketch;
   // Sealed tokens that are attended exactly: single tokens, or whole clusters for kPaper and
   // kClusters, best first. Budget::All() is exact attention.
-  Budget retrieval = Budget::Ratio(0.02);
+  Budget retrieval = Budget::Ratio(0.018);
   // kSketch: sealed tokens, in whole clusters, best first, whose codes are read. The retrieved ones
   // are chosen among them, so at least as many are read (and the rest of a cluster of which more
   // than half is chosen); the others are answered by their masses by
@@ -130,7 +137,6 @@ struct AttendOptions {
   static AttendOptions Paper() {
     AttendOptions options;
     options.zones = Zones::kPaper;
-    options.retrieval = Budget::Ratio(0.018);
     options.mass = MassEstimate::kLowerBound;
     return options;
   }
@@ -138,7 +144,6 @@ struct AttendOptions {
   static AttendOptions Clusters() {
     AttendOptions options;
     options.zones = Zones::kClusters;
-    options.retrieval = Budget::Ratio(0.018);
     return options;
   }
 

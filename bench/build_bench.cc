@@ -77,7 +77,8 @@ void Report(benchmark::State& state, const Clustering& clustering) {
 // Rows to sealed index.
 ClusterIndexShape DefaultIndexShape(const Clustering& clustering) {
   const IndexOptions defaults;
-  return IndexShape(clustering, kShape, defaults.statistics, defaults.code_bits);
+  return IndexShape(clustering, kShape, defaults.statistics,
+                    ResolveCodeBits(defaults.code_bits, kShape.head_dim_k));
 }
 
 void BM_BuildSegment(benchmark::State& state) {

@@ -41,7 +41,7 @@ struct Source {
 struct Arguments {
   std::string trace = "tests/testdata/traces/tinylm_8k.safetensors";
   std::vector<int64_t> tokens = {32768};
-  std::vector<double> retrieval = {0.005, 0.01, 0.02, 0.05, 0.1};
+  std::vector<double> retrieval = {0.005, 0.01, 0.018, 0.05, 0.1};
 };
 
 absl::StatusOr<std::unique_ptr<Source>> RecordedSource(const std::string& path) {

@@ -227,7 +227,7 @@ wavekv-tinylm --dump-trace FILE [--context N] [--document I]
 
 Everywhere:
       --zones Z          sketch (default), clusters or paper: docs/wave_index.md
-      --retrieval R      share of the indexed tokens that are attended exactly (0.02)
+      --retrieval R      share of the indexed tokens that are attended exactly (0.018)
       --sketch R         sketch: share whose codes are read (0.25)
       --estimation R     clusters, paper: share that is answered by the value means of its own
                          clusters (0.232)

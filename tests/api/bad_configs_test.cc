@@ -108,7 +108,7 @@ void AddTexts(std::vector<BadConfig>& table) {
   add_index("SinksTooMany", "index.sink_tokens", "sink_tokens: 65537");
   add_index("WindowNegative", "4:24", "window_tokens: -1");
   add_index("StatisticsFormat", "index.statistics", "statistics: 8");
-  add_index("CodesOfThreeBits", "index.code_bits must be 1, 2 or 4, got 3", "code_bits: 3");
+  add_index("CodesOfThreeBits", "index.code_bits must be 1, 2, 4 or 0, got 3", "code_bits: 3");
   add_index("SuperClustersOfNothing", "index.clusters_per_super", "clusters_per_super: 0");
   add_index("SeedNegative", "4:15", "seed: -1");
 

@@ -263,6 +263,28 @@ TEST_F(EngineTest, EstimatedMassNeverExceedsTheTrueMass) {
   }
 }
 
+TEST_F(EngineTest, TheIndexTakesAtMostEightPercent) {
+  // Of the bytes of K and V with default options, at the head_dim of most models.
+  EngineOptions options;
+  options.model = {.num_layers = 1, .num_q_heads = 2, .num_kv_heads = 1, .head_dim_k = 128};
+  options.arena_bytes = int64_t{64} << 20;
+  Open(options);
+  AppendRandom(4 + 2 * 8192 + 64);
+  WaitForBuilds();
+  v1::SequenceMetadata metadata;
+  const auto text = engine_->Describe(sequence_);
+  ASSERT_TRUE(text.ok()) << text.status();
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(*text, &metadata));
+  int64_t index_bytes = 0, kv_bytes = 0;
+  for (const v1::SegmentMetadata& segment : metadata.layers(0).segments()) {
+    index_bytes += segment.index_bytes();
+    kv_bytes += (segment.token_end() - segment.token_begin()) * model_.token_bytes();
+  }
+  EXPECT_EQ(kv_bytes, 2 * 8192 * 512);
+  EXPECT_GT(index_bytes, 0);
+  EXPECT_LE(static_cast<double>(index_bytes), 0.08 * static_cast<double>(kv_bytes));
+}
+
 TEST_F(EngineTest, SecondOrderMassesAreNearerToTheTruthThanTheBound) {
   Open(SmallOptions());
   AppendRandom(3000);

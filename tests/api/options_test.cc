@@ -83,7 +83,7 @@ std::vector<BadOption> BadOptions() {
       {"index.window_tokens", "got 9223372036854775807",
        [](auto& o) { o.index.window_tokens = std::numeric_limits<int64_t>::max(); }},
       {"index.statistics", "got 77", [](auto& o) { o.index.statistics = StatisticsFormat{77}; }},
-      {"index.code_bits", "must be 1, 2 or 4, got 3", [](auto& o) { o.index.code_bits = 3; }},
+      {"index.code_bits", "must be 1, 2, 4 or 0, got 3", [](auto& o) { o.index.code_bits = 3; }},
       {"index.clusters_per_super", "got 0", [](auto& o) { o.index.clusters_per_super = 0; }},
       {"arena_bytes", "got 0", [](auto& o) { o.arena_bytes = 0; }},
       {"arena_bytes", "got 4095", [](auto& o) { o.arena_bytes = 4095; }},

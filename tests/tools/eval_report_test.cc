@@ -98,7 +98,7 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
 }
 
 TEST(EvalArgumentsTest, JsonAlwaysHasTheDefaultsAndRecall100) {
-  const auto arguments = Parse({"f", "--json", "--retrieval", "0.5,0.02", "--k", "5"});
+  const auto arguments = Parse({"f", "--json", "--retrieval", "0.5,0.018", "--k", "5"});
   ASSERT_TRUE(arguments.ok()) << arguments.status();
   EXPECT_EQ(arguments->eval.budgets.size(), 2u);
   EXPECT_EQ(arguments->default_budget, 1u);
@@ -121,7 +121,7 @@ TEST(EvalArgumentsTest, BadOptionsAreNamed) {
       {{"f", "--estimation", "-1t"}, "--estimation: expected a number of tokens such as 512t"},
       {{"f", "--sketch", "2"}, "--sketch: expected shares from 0 to 1"},
       {{"f", "--zones", "paper,all"}, "--zones: expected sketch, clusters or paper, got 'all'"},
-      {{"f", "--code-bits", "3"}, "index.code_bits must be 1, 2 or 4, got 3"},
+      {{"f", "--code-bits", "3"}, "index.code_bits must be 1, 2, 4 or 0, got 3"},
       {{"f", "--mass", "best"}, "--mass: expected second-order or lower-bound, got 'best'"},
       {{"f", "--k", "0"}, "--k: expected numbers >= 1, got '0'"},
       {{"f", "--scale", "0"}, "--scale: expected a factor > 0, got '0'"},
@@ -175,7 +175,7 @@ TEST(EvalReportTest, JsonHasRowsBudgetsAndOverall) {
     EXPECT_TRUE(json["overall"][key].is_number()) << key;
   }
   EXPECT_EQ(json["overall"]["rel_err_mean"], 0.25);
-  EXPECT_EQ(json["overall"]["retrieval"], 0.02);
+  EXPECT_EQ(json["overall"]["retrieval"], 0.018);
 }
 
 TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
@@ -184,7 +184,7 @@ TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
   const std::string text = FormatReport(*arguments, Report());
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4);
   EXPECT_THAT(
-      text, HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.02,0.25,0.232,second-order,4,0.25,0.5,"));
+      text, HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.018,0.25,0.232,second-order,4,0.25,0.5,"));
   EXPECT_THAT(text, HasSubstr("\noverall,all,all,"));
 }
 
@@ -195,7 +195,7 @@ TEST(EvalReportTest, TheTableNamesFileHeadsAndColumns) {
   EXPECT_THAT(text, HasSubstr("a,b.safetensors\n"));
   EXPECT_THAT(text, HasSubstr("recall@100"));
   EXPECT_THAT(text, HasSubstr("overall, 4 samples"));
-  EXPECT_THAT(text, HasSubstr("\n  all  all   sketch      0.02      0.25     0.7500"));
+  EXPECT_THAT(text, HasSubstr("\n  all  all   sketch     0.018      0.25     0.7500"));
 }
 
 }  // namespace

@@ -383,9 +383,8 @@ Stores recorded keys and values in wavekv, asks the recorded queries, and compar
 attention in double precision. docs/trace_format.md defines the files and the numbers printed.
 
       --zones LIST             sketch (default), clusters, paper: docs/wave_index.md
-      --retrieval LIST         budgets of what is read exactly (0.02; clusters and paper 0.018):
-                               shares of the indexed tokens such as 0.018 or 1.8%, or numbers of
-                               tokens such as 512t
+      --retrieval LIST         budgets of what is read exactly (0.018): shares of the indexed
+                               tokens such as 0.018 or 1.8%, or numbers of tokens such as 512t
       --sketch LIST            budgets of the sketch zone (0.25); every combination is evaluated
       --estimation LIST        the same of the estimation zone, for clusters and paper (0.232)
       --mass M                 second-order (default) or lower-bound
@@ -396,7 +395,7 @@ attention in double precision. docs/trace_format.md defines the files and the nu
       --heads LIST             only these kv heads
       --kv-dtype T             store keys and values as fp32, fp16 or bf16 (as recorded)
       --statistics T           store centroids and value means as fp32, int8 or int4 (int4)
-      --code-bits N            of a key's element in the token codes: 1, 2 or 4 (1)
+      --code-bits N            of a key's element in the token codes: 1, 2, 4; 0: by head_dim (0)
       --clusters-per-super N   average (16)
       --tokens-per-cluster N   average (16)
       --cluster-tokens-max N   larger clusters are split (64)

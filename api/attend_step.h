@@ -156,9 +156,10 @@ class AttendStep {
   void ClearExact();
 
   void AddUnits(const SequenceView& view, int64_t row);
-  absl::Status RankUnits();
+  // `ranked`: list the retrieval or sketch zone best first, not only mark it.
+  absl::Status RankUnits(bool ranked);
   absl::Status ScoreUnits();
-  absl::Status SelectUnits();
+  absl::Status SelectUnits(bool ranked);
   void AddSketch(ZoneUnit& unit);
   absl::Status RankTokens();
   void ReadMostlyChosenWhole(ZoneUnit& unit);

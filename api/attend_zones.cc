@@ -32,8 +32,6 @@ void AttendStep::AddUnits(const SequenceView& view, int64_t row) {
     unit.num_clusters = static_cast<int64_t>(ws_.sizes.size()) - unit.first_cluster;
     ws_.units.push_back(unit);
   }
-  ws_.log_masses.resize(ws_.sizes.size() * group_);
-  ws_.rank_scores.resize(ws_.sizes.size() * group_);
 }
 
 absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
@@ -41,7 +39,7 @@ absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
   for (const SequenceView& view : ws_.views) {
     for (int64_t row = 0; row < view.num_rows; ++row) AddUnits(view, row);
   }
-  WAVEKV_RETURN_IF_ERROR(RankUnits());
+  WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/true));
   for (const ZoneUnit& unit : ws_.units) all.push_back(RetrievedBy(unit));
   ClearUnits();
   return all;
@@ -77,15 +75,18 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
   return tokens;
 }
 
-absl::Status AttendStep::RankUnits() {
+absl::Status AttendStep::RankUnits(bool ranked) {
   const PhaseSpan span = Span(Phase::kRank);
   WAVEKV_RETURN_IF_ERROR(ScoreUnits());
-  WAVEKV_RETURN_IF_ERROR(SelectUnits());
+  WAVEKV_RETURN_IF_ERROR(SelectUnits(ranked));
   if (options_.zones != Zones::kSketch) return absl::OkStatus();
   return RankTokens();
 }
 
 absl::Status AttendStep::ScoreUnits() {
+  // Sized once all units are known, and not cleared: what is written first need not be zero.
+  ws_.log_masses.resize(ws_.sizes.size() * group_);
+  ws_.rank_scores.resize(ws_.sizes.size() * group_);
   ws_.rotated_queries.resize(ws_.units.size() * group_ * model_.head_dim_k);
   ws_.rotate_tasks.clear();
   ws_.score_tasks.clear();
@@ -114,7 +115,7 @@ absl::Status AttendStep::ScoreUnits() {
   return backend_.ScoreClusters(ws_.score_tasks);
 }
 
-absl::Status AttendStep::SelectUnits() {
+absl::Status AttendStep::SelectUnits(bool ranked) {
   const size_t num_clusters = ws_.sizes.size();
   ws_.probabilities.resize(num_clusters);
   ws_.zones.resize(num_clusters);
@@ -142,6 +143,7 @@ absl::Status AttendStep::SelectUnits() {
                     static_cast<double>(unit.sealed_tokens);
       select.num_estimation = static_cast<int64_t>(std::ceil(share * unit.num_clusters));
     }
+    select.ranked = ranked;
     if (options_.zones == Zones::kPaper) select.last_zone = Zone::kIgnored;
     select.probabilities = ws_.probabilities.data() + unit.first_cluster;
     select.zones = ws_.zones.data() + unit.first_cluster;
@@ -242,7 +244,7 @@ void AttendStep::ReadMostlyChosenWhole(ZoneUnit& unit) {
 
 absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   if (ws_.units.empty()) return absl::OkStatus();
-  WAVEKV_RETURN_IF_ERROR(RankUnits());
+  WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/false));
 
   int64_t num_parts = 0;
   for (ZoneUnit& unit : ws_.units) {
@@ -482,8 +484,6 @@ void AttendStep::ClearUnits() {
   ws_.sketch_parts.clear();
   ws_.sketch_clusters.clear();
   ws_.chosen.clear();
-  ws_.log_masses.clear();
-  ws_.rank_scores.clear();
   ws_.ranges.clear();
   ws_.pieces.clear();
   ws_.visible_ends.clear();

@@ -26,8 +26,8 @@ enum class Zone : uint8_t {
 //
 // Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
 // stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
-// [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the first zone in
-// rank order; probabilities[i] = p_i; everything is deterministic.
+// [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the first zone, in
+// rank order or, where `ranked` is false, ascending; probabilities[i] = p_i; everything is deterministic.
 struct SelectClustersTask {
   const float* scores = nullptr;
   int64_t stride = 0;
@@ -38,6 +38,7 @@ struct SelectClustersTask {
   int64_t num_estimation = 0;
   Zone first_zone = Zone::kRetrieval;
   Zone last_zone = Zone::kRemainder;
+  bool ranked = true;
   float* probabilities = nullptr;
   Zone* zones = nullptr;
   uint32_t* retrieved = nullptr;

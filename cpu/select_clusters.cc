@@ -53,8 +53,10 @@ void SelectClusters(const SelectClustersTask& task) {
     num_retrieved += retrieved ? 1 : 0;
   }
   *task.num_retrieved = num_retrieved;
-  std::sort(task.retrieved, task.retrieved + num_retrieved,
-            [p](uint32_t a, uint32_t b) { return p[a] != p[b] ? p[a] > p[b] : a < b; });
+  if (task.ranked) {
+    std::sort(task.retrieved, task.retrieved + num_retrieved,
+              [p](uint32_t a, uint32_t b) { return p[a] != p[b] ? p[a] > p[b] : a < b; });
+  }
   if (task.num_estimation <= 0) return;
 
   // The retrieved are a prefix of the ranking, so the estimated reach from its end to this cut.

@@ -17,13 +17,11 @@ namespace wavekv::cpu::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Four or eight bytes to as many numbers, which divide every row of integers.
-using FourFloats = hn::FixedTag<float, 4>;
-
-HWY_INLINE void LoadInt8Row(const std::byte* row, int dim, float scale, float* out) {
-  const hn::CappedTag<float, 8> d;
-  const hn::Rebind<int32_t, decltype(d)> di;
-  const hn::Rebind<int8_t, decltype(d)> d8;
+// D has as many lanes as divide the row.
+template <class D>
+HWY_INLINE void LoadInt8Row(D d, const std::byte* row, int dim, float scale, float* out) {
+  const hn::Rebind<int32_t, D> di;
+  const hn::Rebind<int8_t, D> d8;
   const auto factor = hn::Set(d, scale);
   for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
     const auto bytes = hn::LoadU(d8, reinterpret_cast<const int8_t*>(row) + i);
@@ -31,30 +29,40 @@ HWY_INLINE void LoadInt8Row(const std::byte* row, int dim, float scale, float* o
   }
 }
 
-HWY_INLINE void LoadInt4Row(const std::byte* row, int dim, float scale, float* out) {
-  const FourFloats d;
-  const hn::Rebind<int32_t, FourFloats> di;
-  const hn::Rebind<uint8_t, FourFloats> d8;
-  const auto factor = hn::Set(d, scale);
-  const auto offset = hn::Set(di, 8), low_half = hn::Set(di, 15);
+// D has as many lanes as divide half of the row.
+template <class D>
+HWY_INLINE void LoadInt4Row(D d, const std::byte* row, int dim, float scale, float* out) {
+  const hn::Rebind<int32_t, D> di;
+  const hn::Rebind<uint8_t, D> d8;
+  const auto factor = hn::Set(d, scale), offset = hn::Set(d, -8.0f * scale);
+  const auto low_half = hn::Set(di, 15);
   const int half = dim / 2;
-  const auto store = [&](auto integers, float* to) HWY_ATTR {
-    hn::StoreU(hn::Mul(factor, hn::ConvertTo(d, hn::Sub(integers, offset))), d, to);
-  };
-  for (int i = 0; i < half; i += 4) {
+  for (int i = 0; i < half; i += static_cast<int>(hn::Lanes(d))) {
     const auto bytes = hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(row) + i));
-    store(hn::And(bytes, low_half), out + i);
-    store(hn::ShiftRight<4>(bytes), out + i + half);
+    const auto low = hn::ConvertTo(d, hn::And(bytes, low_half));
+    const auto high = hn::ConvertTo(d, hn::ShiftRight<4>(bytes));
+    hn::StoreU(hn::MulAdd(low, factor, offset), d, out + i);
+    hn::StoreU(hn::MulAdd(high, factor, offset), d, out + i + half);
   }
 }
 
 // What LoadStatisticsRow does.
 HWY_INLINE void LoadRow(const std::byte* row, int dim, StatisticsFormat format, float scale,
                         float* out) {
+  const hn::CappedTag<float, 16> sixteen;
+  const hn::CappedTag<float, 4> four;
   if (format == StatisticsFormat::kInt4) {
-    LoadInt4Row(row, dim, scale, out);
+    if (dim % 32 == 0) {
+      LoadInt4Row(sixteen, row, dim, scale, out);
+    } else {
+      LoadInt4Row(four, row, dim, scale, out);
+    }
   } else if (format == StatisticsFormat::kInt8) {
-    LoadInt8Row(row, dim, scale, out);
+    if (dim % 16 == 0) {
+      LoadInt8Row(sixteen, row, dim, scale, out);
+    } else {
+      LoadInt8Row(four, row, dim, scale, out);
+    }
   } else {
     __builtin_memcpy(out, row, dim * sizeof(float));
   }

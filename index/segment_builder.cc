@@ -39,69 +39,102 @@ float ToFloat(double value) {
   return static_cast<float>(std::clamp(value, -kMax, kMax));
 }
 
-// Rows of one cluster without the segment's mean, rotated, in double: nothing overflows or is lost
-// before the last rounding. One object serves a whole segment, so that nothing is allocated per
-// cluster.
+// Sum of term(0) to term(dim - 1). Several partial sums, because one chain of additions would wait
+// for each to finish.
+template <typename Term>
+double SumOverRow(int dim, const Term& term) {
+  double partial[kHeadDimStep] = {};
+  for (int j = 0; j < dim; j += kHeadDimStep) {
+    for (int lane = 0; lane < kHeadDimStep; ++lane) partial[lane] += term(j + lane);
+  }
+  double sum = 0.0;
+  for (const double part : partial) sum += part;
+  return sum;
+}
+
+// row [dim] less `origin`, in double.
+template <typename Load>
+void Widen(const Load& load, int dim, const double* origin, double* row) {
+  for (int j = 0; j < dim; ++j) row[j] = static_cast<double>(load(j)) - origin[j];
+}
+
+void Widen(const std::byte* from, DType dtype, int dim, const double* origin, double* row) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(from);
+  switch (dtype) {
+    case DType::kFloat32:
+      return Widen([&](int j) { return reinterpret_cast<const float*>(from)[j]; }, dim, origin,
+                   row);
+    case DType::kFloat16:
+      return Widen([&](int j) { return Float16ToFloat32(halves[j]); }, dim, origin, row);
+    case DType::kBFloat16:
+      return Widen([&](int j) { return BFloat16ToFloat32(halves[j]); }, dim, origin, row);
+  }
+}
+
+// Rows of one super-cluster without the segment's mean, rotated, in double: nothing overflows or is
+// lost before the last rounding. One object serves a whole segment, so that nothing is allocated
+// per super-cluster.
 class RotatedRows {
  public:
   RotatedRows(int dim, DType dtype) : dim_(dim), dtype_(dtype), rotation_(dim), mean_(dim) {}
 
   // Takes the mean of the segment's rows, which lie at the addresses given, and writes it, rotated.
   void Centre(absl::Span<const std::byte* const> rows, float* rotated_mean) {
-    std::fill(mean_.begin(), mean_.end(), 0.0);
-    for (const std::byte* row : rows) {
-      for (int j = 0; j < dim_; ++j) mean_[j] += LoadElement(row, dtype_, j);
+    std::vector<double> row(dim_), sum(dim_, 0.0);
+    const std::vector<double> zero(dim_, 0.0);
+    for (const std::byte* from : rows) {
+      Widen(from, dtype_, dim_, zero.data(), row.data());
+      for (int j = 0; j < dim_; ++j) sum[j] += row[j];
     }
-    for (double& sum : mean_) sum /= static_cast<double>(rows.size());
+    for (int j = 0; j < dim_; ++j) mean_[j] = sum[j] / static_cast<double>(rows.size());
     std::vector<double> rotated = mean_;
     rotation_.Apply(rotated.data());
     for (int j = 0; j < dim_; ++j) rotated_mean[j] = ToFloat(rotated[j]);
   }
 
-  void Load(const std::byte* rows, int64_t num_rows) {
-    num_rows_ = num_rows;
-    if (static_cast<int64_t>(rows_.size()) < num_rows * dim_) rows_.resize(num_rows * dim_);
+  void Clear() { rows_.clear(); }
+
+  // Appends rows that lie side by side.
+  void Append(const std::byte* rows, int64_t num_rows) {
+    const size_t first = rows_.size();
+    rows_.resize(first + num_rows * dim_);
     for (int64_t i = 0; i < num_rows; ++i) {
-      double* row = rows_.data() + i * dim_;
-      const std::byte* from = rows + i * dim_ * DTypeBytes(dtype_);
-      for (int j = 0; j < dim_; ++j) row[j] = LoadElement(from, dtype_, j) - mean_[j];
+      double* row = rows_.data() + first + i * dim_;
+      Widen(rows + i * dim_ * DTypeBytes(dtype_), dtype_, dim_, mean_.data(), row);
       rotation_.Apply(row);
     }
   }
 
-  // Adds the rows to `sum` [dim].
-  void AddTo(std::vector<double>& sum) const {
-    for (int64_t i = 0; i < num_rows_; ++i) {
+  // The sum of rows [first, first + num_rows).
+  std::vector<double> Sum(int64_t first, int64_t num_rows) const {
+    std::vector<double> sum(dim_, 0.0);
+    for (int64_t i = first; i < first + num_rows; ++i) {
       for (int j = 0; j < dim_; ++j) sum[j] += rows_[i * dim_ + j];
     }
+    return sum;
   }
 
-  // Makes of each row its distance to `origin` [dim].
-  void Subtract(const std::vector<float>& origin) {
-    for (int64_t i = 0; i < num_rows_; ++i) {
+  // Makes of each of these rows its distance to `origin` [dim].
+  void Subtract(const std::vector<float>& origin, int64_t first, int64_t num_rows) {
+    for (int64_t i = first; i < first + num_rows; ++i) {
       for (int j = 0; j < dim_; ++j) rows_[i * dim_ + j] -= origin[j];
     }
   }
 
-  double SumOfSquaresFrom(const std::vector<float>& origin) const {
+  // Of the distances of these rows to `origin`.
+  double SumOfSquares(const std::vector<float>& origin, int64_t first, int64_t num_rows) const {
     double sum = 0.0;
-    for (int64_t i = 0; i < num_rows_; ++i) {
-      for (int j = 0; j < dim_; ++j) {
+    for (int64_t i = first; i < first + num_rows; ++i) {
+      sum += SumOverRow(dim_, [&](int j) {
         const double difference = rows_[i * dim_ + j] - origin[j];
-        sum += difference * difference;
-      }
+        return difference * difference;
+      });
     }
     return sum;
   }
 
-  double SumOfSquares() const {
-    double sum = 0.0;
-    for (int64_t i = 0; i < num_rows_ * dim_; ++i) sum += rows_[i] * rows_[i];
-    return sum;
-  }
-
   int dim() const { return dim_; }
-  int64_t num_rows() const { return num_rows_; }
+  int64_t num_rows() const { return static_cast<int64_t>(rows_.size()) / dim_; }
   const double* row(int64_t i) const { return rows_.data() + i * dim_; }
 
  private:
@@ -110,7 +143,6 @@ class RotatedRows {
   const Rotation rotation_;
   std::vector<double> mean_;
   std::vector<double> rows_;
-  int64_t num_rows_ = 0;
 };
 
 // Stores sum / count - origin as row i of the means, and returns origin and what was stored.
@@ -137,23 +169,31 @@ std::vector<float> StoreMean(const std::vector<double>& sum, int64_t count,
 // mean. The former's noise inflates a sum of exponentials, the latter's shortened products deflate
 // it (docs/wave_index.md).
 double StoreCode(const double* distance, int dim, int bits, uint64_t* words) {
-  double squared = 0.0;
-  for (int j = 0; j < dim; ++j) squared += distance[j] * distance[j];
+  const double squared = SumOverRow(dim, [&](int j) { return distance[j] * distance[j]; });
   const int64_t plane_words = CodeWords(dim);
   std::fill_n(words, bits * plane_words, 0);
   if (squared == 0.0) return 0.0;
-  const double inverse_step = 1.0 / (CodeStep(bits) * std::sqrt(squared / dim));
-  const int levels = 1 << bits;
-  double product = 0.0, code_squared = 0.0;
-  for (int j = 0; j < dim; ++j) {
-    const double level = std::floor(distance[j] * inverse_step) + levels / 2;
-    const int u = static_cast<int>(std::clamp(level, 0.0, levels - 1.0));
-    for (int p = 0; p < bits; ++p) {
-      words[p * plane_words + j / 64] |= static_cast<uint64_t>(u >> p & 1) << (j % 64);
+  double product, code_squared;
+  if (bits == 1) {
+    for (int j = 0; j < dim; ++j) {
+      words[j / 64] |= static_cast<uint64_t>(distance[j] >= 0.0) << (j % 64);
     }
-    const double element = u - (levels - 1) / 2.0;
-    product += element * distance[j];
-    code_squared += element * element;
+    product = 0.5 * SumOverRow(dim, [&](int j) { return std::abs(distance[j]); });
+    code_squared = 0.25 * dim;
+  } else {
+    const double inverse_step = 1.0 / (CodeStep(bits) * std::sqrt(squared / dim));
+    const int levels = 1 << bits;
+    product = code_squared = 0.0;
+    for (int j = 0; j < dim; ++j) {
+      const double level = distance[j] * inverse_step + levels / 2;
+      const int u = level <= 0.0 ? 0 : std::min(static_cast<int>(level), levels - 1);
+      for (int p = 0; p < bits; ++p) {
+        words[p * plane_words + j / 64] |= static_cast<uint64_t>(u >> p & 1) << (j % 64);
+      }
+      const double element = u - (levels - 1) / 2.0;
+      product += element * distance[j];
+      code_squared += element * element;
+    }
   }
   return std::sqrt(squared / product * std::sqrt(squared / code_squared));
 }
@@ -163,7 +203,7 @@ uint16_t StoreFactor(double factor) {
   return Float32ToFloat16(static_cast<float>(std::min(factor, 65504.0)));
 }
 
-// What a segment's clusters are written with.
+// What a segment's clusters are written with: the rows of the super-cluster at hand.
 struct Sides {
   RotatedRows keys;
   RotatedRows values;
@@ -175,50 +215,46 @@ struct SuperMeans {
   std::vector<float> value;
 };
 
-// Writes the means of a super-cluster, whose rows are in place.
+// Loads the rows of a super-cluster and writes its statistics.
 SuperMeans WriteSuper(int64_t super, Sides& sides, const MutableClusterIndex& out) {
-  std::vector<double> keys(sides.keys.dim()), values(sides.values.dim());
-  const int64_t first = out.super_offsets[super], last = out.super_offsets[super + 1];
-  for (int64_t cluster = first; cluster < last; ++cluster) {
-    sides.keys.Load(out.cluster_keys(cluster), out.cluster_size(cluster));
-    sides.keys.AddTo(keys);
-    sides.values.Load(out.cluster_values(cluster), out.cluster_size(cluster));
-    sides.values.AddTo(values);
+  sides.keys.Clear();
+  sides.values.Clear();
+  for (int64_t cluster = out.super_offsets[super]; cluster < out.super_offsets[super + 1];
+       ++cluster) {
+    sides.keys.Append(out.cluster_keys(cluster), out.cluster_size(cluster));
+    sides.values.Append(out.cluster_values(cluster), out.cluster_size(cluster));
   }
   const int64_t size = out.super_size(super);
   const StatisticsFormat format = SuperFormat(out.statistics);
-  const std::vector<float> no_key(keys.size(), 0.0f), no_value(values.size(), 0.0f);
-  return {StoreMean(keys, size, no_key, format, out.super_centroids, super),
-          StoreMean(values, size, no_value, format, out.super_value_means, super)};
+  const std::vector<float> no_key(sides.keys.dim(), 0.0f), no_value(sides.values.dim(), 0.0f);
+  SuperMeans means;
+  means.key = StoreMean(sides.keys.Sum(0, size), size, no_key, format, out.super_centroids, super);
+  means.value =
+      StoreMean(sides.values.Sum(0, size), size, no_value, format, out.super_value_means, super);
+  out.super_key_spreads[super] =
+      ToFloat(sides.keys.SumOfSquares(means.key, 0, size) / static_cast<double>(size));
+  return means;
 }
 
-// Writes the statistics and codes of one cluster; returns the sum of its keys' squared distances
-// from the centroid of its super-cluster.
-double WriteCluster(int64_t cluster, const SuperMeans& super, Sides& sides,
-                    const MutableClusterIndex& out) {
+// Writes the statistics and codes of one cluster, whose rows begin at `first` of the loaded ones.
+void WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sides& sides,
+                  const MutableClusterIndex& out) {
   const int64_t size = out.cluster_size(cluster);
-  out.log_sizes[cluster] = static_cast<float>(std::log(static_cast<double>(size)));
-
-  RotatedRows& values = sides.values;
-  std::vector<double> sum(values.dim());
-  values.Load(out.cluster_values(cluster), size);
-  values.AddTo(sum);
-  values.Subtract(StoreMean(sum, size, super.value, out.statistics, out.value_means, cluster));
-  out.value_spreads[cluster] = ToFloat(values.SumOfSquares() / static_cast<double>(size));
-
-  RotatedRows& keys = sides.keys;
-  sum.assign(keys.dim(), 0.0);
-  keys.Load(out.cluster_keys(cluster), size);
-  keys.AddTo(sum);
-  const double super_squares = keys.SumOfSquaresFrom(super.key);
-  keys.Subtract(StoreMean(sum, size, super.key, out.statistics, out.centroids, cluster));
-  out.key_spreads[cluster] = ToFloat(keys.SumOfSquares() / static_cast<double>(size));
+  const auto count = static_cast<double>(size);
+  out.log_sizes[cluster] = static_cast<float>(std::log(count));
+  const std::vector<float> value_mean = StoreMean(sides.values.Sum(first, size), size, super.value,
+                                                  out.statistics, out.value_means, cluster);
+  out.value_spreads[cluster] = ToFloat(sides.values.SumOfSquares(value_mean, first, size) / count);
+  const std::vector<float> centroid = StoreMean(sides.keys.Sum(first, size), size, super.key,
+                                                out.statistics, out.centroids, cluster);
+  out.key_spreads[cluster] = ToFloat(sides.keys.SumOfSquares(centroid, first, size) / count);
+  sides.keys.Subtract(centroid, first, size);
   for (int64_t i = 0; i < size; ++i) {
     const int64_t token = out.offsets[cluster] + i;
     uint64_t* words = out.codes + token * out.code_words();
-    out.code_factors[token] = StoreFactor(StoreCode(keys.row(i), keys.dim(), out.code_bits, words));
+    out.code_factors[token] =
+        StoreFactor(StoreCode(sides.keys.row(first + i), sides.keys.dim(), out.code_bits, words));
   }
-  return super_squares;
 }
 
 }  // namespace
@@ -289,12 +325,12 @@ void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& cluster
   }
   for (int64_t super = 0; super < out.num_supers; ++super) {
     const SuperMeans means = WriteSuper(super, sides, out);
-    double squares = 0.0;
+    int64_t first = 0;
     for (int64_t cluster = out.super_offsets[super]; cluster < out.super_offsets[super + 1];
          ++cluster) {
-      squares += WriteCluster(cluster, means, sides, out);
+      WriteCluster(cluster, first, means, sides, out);
+      first += out.cluster_size(cluster);
     }
-    out.super_key_spreads[super] = ToFloat(squares / static_cast<double>(out.super_size(super)));
   }
 }
 

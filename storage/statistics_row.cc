@@ -14,19 +14,30 @@ constexpr float IntegerMax(StatisticsFormat format) {
   return format == StatisticsFormat::kInt4 ? 7.0f : 127.0f;
 }
 
+// To nearest, ties to even, for numbers below 2^22: as std::nearbyint without a call of it.
+float RoundToNearest(float value) {
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: no bit is left for a fraction
+  return (value + kShift) - kShift;
+}
+
 float Quantize(float value, float inverse_scale, float integer_max) {
-  return std::clamp(std::nearbyint(value * inverse_scale), -integer_max - 1.0f, integer_max);
+  const float rounded = RoundToNearest(value * inverse_scale);
+  return std::min(std::max(rounded, -integer_max - 1.0f), integer_max);
 }
 
 double SquaredError(const float* row, int64_t dim, float scale, float integer_max) {
   const float inverse = 1.0f / scale;
-  double sum = 0.0;
-  for (int64_t i = 0; i < dim; ++i) {
-    const double error =
-        static_cast<double>(Quantize(row[i], inverse, integer_max)) * scale - row[i];
-    sum += error * error;
+  // Several partial sums, because one chain of additions would wait for each to finish.
+  float partial[kHeadDimStep] = {};
+  for (int64_t i = 0; i < dim; i += kHeadDimStep) {
+    for (int lane = 0; lane < kHeadDimStep; ++lane) {
+      const float error = Quantize(row[i + lane], inverse, integer_max) - row[i + lane] * inverse;
+      partial[lane] += error * error;
+    }
   }
-  return sum;
+  double sum = 0.0;
+  for (const float part : partial) sum += part;
+  return sum * scale * scale;
 }
 
 // Cutting off the largest numbers pays where there are few integers: those of a row of 4-bit

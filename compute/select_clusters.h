@@ -27,7 +27,8 @@ enum class Zone : uint8_t {
 // Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
 // stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
 // [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the first zone, in
-// rank order or, where `ranked` is false, ascending; probabilities[i] = p_i; everything is deterministic.
+// rank order or, where `ranked` is false, ascending; probabilities[i] = p_i; everything is
+// deterministic.
 struct SelectClustersTask {
   const float* scores = nullptr;
   int64_t stride = 0;

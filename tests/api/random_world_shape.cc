@@ -24,7 +24,7 @@ WorldShape DrawShape(uint64_t seed) {
   ModelSpec& model = shape.options.model;
   model.num_layers = static_cast<int>(random.Integer(1, 3));
   model.num_kv_heads = static_cast<int>(random.Integer(1, 3));
-  model.num_q_heads = model.num_kv_heads * OneOf(random, {0, 1, 2, 4});
+  model.num_q_heads = model.num_kv_heads * OneOf(random, {1, 1, 2, 4});
   model.head_dim_k = OneOf(random, {8, 16, 16, 24, 40});
   model.head_dim_v = OneOf(random, {8, 8, 16, 24});
   model.kv_dtype = OneOf(random, kDTypes);

@@ -184,7 +184,8 @@ TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
   const std::string text = FormatReport(*arguments, Report());
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4);
   EXPECT_THAT(
-      text, HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.018,0.25,0.232,second-order,4,0.25,0.5,"));
+      text,
+      HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.018,0.25,0.232,second-order,4,0.25,0.5,"));
   EXPECT_THAT(text, HasSubstr("\noverall,all,all,"));
 }
 

@@ -76,6 +76,7 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
 absl::Status AttendStep::Attend(AttendStats* stats) {
   ws_.outputs.resize(num_rows_ * model_.num_q_heads * model_.head_dim_v);
   ws_.lses.resize(num_rows_ * model_.num_q_heads);
+  ws_.errors.assign(num_rows_ * model_.num_q_heads, 0.0f);
 
   for (const SequenceView& view : ws_.views) {
     // Later rows see more: the exact ones, if any, come first.
@@ -218,11 +219,26 @@ void AttendStep::AccountExactRow(const SequenceView& view, int64_t row, AttendSt
   stats->bytes_read += tokens * kv_bytes_;
 }
 
-absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const LseView& lse) {
+void AttendStep::StorePerHead(const std::vector<float>& states, float scale,
+                              const PerHeadView& to) const {
+  if (to.data == nullptr) return;
+  for (const SequenceView& view : ws_.views) {
+    for (int head = 0; head < model_.num_q_heads; ++head) {
+      for (int64_t row = 0; row < view.num_rows; ++row) {
+        to.data[(view.first_row + row) * to.row_stride + head * to.head_stride] =
+            states[FirstState(view, head / group_, row) + head % group_] * scale;
+      }
+    }
+  }
+}
+
+absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const PerHeadView& lse,
+                                      const PerHeadView& error_estimate) {
   const PhaseSpan span = Span(Phase::kStore);
+  StorePerHead(ws_.lses, options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f, lse);
+  StorePerHead(ws_.errors, 1.0f, error_estimate);
   ws_.convert_tasks.clear();
   const int64_t element_bytes = DTypeBytes(output.dtype);
-  const float to_base = options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f;
   for (const SequenceView& view : ws_.views) {
     if (view.num_rows == 0) continue;
     for (int head = 0; head < model_.num_q_heads; ++head) {
@@ -238,11 +254,6 @@ absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const Lse
       task.num_rows = view.num_rows;
       task.row_elements = model_.head_dim_v;
       ws_.convert_tasks.push_back(task);
-      if (lse.data == nullptr) continue;
-      for (int64_t row = 0; row < view.num_rows; ++row) {
-        lse.data[(view.first_row + row) * lse.row_stride + head * lse.head_stride] =
-            ws_.lses[first_state + row * group_] * to_base;
-      }
     }
   }
   return backend_.ConvertRows(ws_.convert_tasks);

@@ -72,6 +72,7 @@ struct AttendWorkspace {
   std::vector<float> rotated_queries;  // of the units, in their order
   std::vector<float> outputs;
   std::vector<float> lses;
+  std::vector<float> errors;  // estimated
 
   // Exact attention.
   std::vector<ExactPart> exact_parts;
@@ -98,7 +99,7 @@ struct AttendWorkspace {
   std::vector<uint8_t> chosen;
   std::vector<int64_t> num_value_means;  // as indexes
   std::vector<int64_t> num_super_value_means;
-  std::vector<float> missing_mass;
+  std::vector<float> missing_lses;
   std::vector<float> value_variance;
   std::vector<float> estimated_outputs;
   std::vector<float> estimated_lses;
@@ -133,21 +134,22 @@ class AttendStep {
   // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
   absl::Status LoadQueries(const TensorView& queries);
 
-  // Fills workspace.outputs and lses; adds to *stats.
+  // Fills workspace.outputs, lses and errors; adds to *stats.
   absl::Status Attend(AttendStats* stats);
 
   // Ranks only: the retrieval zone of every (row, kv head), in that order.
   absl::StatusOr<std::vector<RetrievedTokens>> Retrieve();
 
-  // Writes outputs and log-sum-exps to the caller's tensors.
-  absl::Status StoreOutputs(const MutableTensorView& output, const LseView& lse);
+  // Writes outputs, log-sum-exps and error estimates to the caller's tensors.
+  absl::Status StoreOutputs(const MutableTensorView& output, const PerHeadView& lse,
+                            const PerHeadView& error_estimate);
 
  private:
   PhaseSpan Span(Phase phase) const { return PhaseSpan(observer_, phase, layer_, num_rows_); }
-  int64_t head_states(const SequenceView& view) const { return view.num_rows * group_; }
   int64_t FirstState(const SequenceView& view, int kv_head, int64_t row) const {
     return (view.first_row * model_.num_kv_heads + kv_head * view.num_rows + row) * group_;
   }
+  void StorePerHead(const std::vector<float>& states, float scale, const PerHeadView& to) const;
   bool IsExact(const SequenceView& view, int64_t row) const;
 
   // Exact rows of a sequence: [first_row, first_row + num_rows).
@@ -173,7 +175,7 @@ class AttendStep {
   absl::Status AttendUnits();
   absl::Status EstimateUnits();
   absl::Status MergeUnits();
-  void AccountUnit(const ZoneUnit& unit, AttendStats* stats) const;
+  void AccountUnit(const ZoneUnit& unit, AttendStats* stats);
   int64_t IndexBytesRead(const ZoneUnit& unit) const;
   double PredictError(const ZoneUnit& unit, int query) const;
   void ClearUnits();

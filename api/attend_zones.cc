@@ -256,7 +256,7 @@ absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   ws_.partial_outputs.resize(num_parts * group_ * model_.head_dim_v);
   ws_.num_value_means.resize(ws_.indexes.size());
   ws_.num_super_value_means.resize(ws_.indexes.size());
-  ws_.missing_mass.resize(num_parts * group_);
+  ws_.missing_lses.resize(num_parts * group_);
   ws_.value_variance.resize(num_parts * group_);
   ws_.estimated_lses.resize(ws_.units.size() * group_);
   ws_.estimated_outputs.resize(ws_.units.size() * group_ * model_.head_dim_v);
@@ -361,6 +361,7 @@ absl::Status AttendStep::EstimateUnits() {
       if (options_.zones == Zones::kSketch) {
         const int64_t token = ws_.sketch_parts[unit.first_index + i].first_token;
         task.token_logits = ws_.token_logits.data() + unit.first_sketch_token * group_ + token;
+        task.token_rank_scores = ws_.token_scores.data() + unit.first_sketch_token * group_ + token;
         task.token_stride = unit.num_sketch_tokens;
         task.chosen = ws_.chosen.data() + unit.first_sketch_token + token;
       }
@@ -368,7 +369,7 @@ absl::Status AttendStep::EstimateUnits() {
       task.num_super_value_means = &ws_.num_super_value_means[unit.first_index + i];
       task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
       task.lse = ws_.partial_lses.data() + part;
-      task.missing_mass = ws_.missing_mass.data() + part;
+      task.missing_lse = ws_.missing_lses.data() + part;
       task.value_variance = ws_.value_variance.data() + part;
       ws_.estimate_tasks.push_back(task);
       cluster += task.index->num_clusters;
@@ -400,7 +401,7 @@ absl::Status AttendStep::MergeUnits() {
   return backend_.MergeStates(ws_.merge_tasks);
 }
 
-void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
+void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
   const bool sketch = options_.zones == Zones::kSketch;
   int64_t retrieved_tokens = unit.num_chosen;
   if (!sketch) {
@@ -424,6 +425,7 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) const {
     const double mass = std::exp(static_cast<double>(ws_.estimated_lses[u * group_ + query]) -
                                  ws_.lses[unit.first_state + query]);
     const double error = PredictError(unit, query);
+    ws_.errors[unit.first_state + query] = static_cast<float>(error);
     stats->estimated_mass_mean += mass;
     stats->estimated_mass_max = std::max(stats->estimated_mass_max, mass);
     stats->error_estimate_mean += error;
@@ -458,12 +460,13 @@ double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
     const int64_t state =
         (unit.first_part + static_cast<int64_t>(unit.num_pieces) + i) * group_ + query;
     const double share = std::exp(ws_.partial_lses[state] - lse);
-    missing += share * ws_.missing_mass[state];
+    missing += std::exp(ws_.missing_lses[state] - lse);
     variance += share * share * ws_.value_variance[state];
   }
-  // Adding the missing mass where the estimated mass is moves the output by this share of their
-  // distance.
-  const double pull = missing / (1.0 + missing);
+  // Missing mass would pull the output by missing / (1 + missing) of the way to its values, which
+  // lie further out than the estimated ones.
+  constexpr double kFurther = 1.7;
+  const double pull = kFurther * (1.0 - 1.0 / (1.0 + missing));
   const float* output = ws_.outputs.data() + (unit.first_state + query) * model_.head_dim_v;
   const float* estimated = ws_.estimated_outputs.data() + (u * group_ + query) * model_.head_dim_v;
   double distance2 = 0.0;
@@ -474,7 +477,8 @@ double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
     norm2 += static_cast<double>(output[d]) * output[d];
   }
   if (norm2 == 0.0) return 0.0;
-  return std::sqrt((pull * pull * distance2 + variance) / norm2);
+  constexpr double kRounding = 1e-7;  // of sums in fp32, which exact attention has as well
+  return std::sqrt((pull * pull * distance2 + variance) / norm2 + kRounding * kRounding);
 }
 
 void AttendStep::ClearUnits() {

@@ -78,19 +78,20 @@ absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView
                        tensor.head_stride, tensor.head_dim);
 }
 
-absl::Status CheckLse(const char* name, int64_t num_rows, int64_t num_heads, const LseView& lse) {
-  if (lse.data == nullptr) return absl::OkStatus();
-  if (lse.num_rows != num_rows || lse.num_heads != num_heads) {
+absl::Status CheckPerHead(const char* name, int64_t num_rows, int64_t num_heads,
+                          const PerHeadView& view) {
+  if (view.data == nullptr) return absl::OkStatus();
+  if (view.num_rows != num_rows || view.num_heads != num_heads) {
     return Invalid("{} must have shape [{}, {}] (rows, heads), got [{}, {}]", name, num_rows,
-                   num_heads, lse.num_rows, lse.num_heads);
+                   num_heads, view.num_rows, view.num_heads);
   }
-  if (reinterpret_cast<uintptr_t>(lse.data) % sizeof(float) != 0) {
+  if (reinterpret_cast<uintptr_t>(view.data) % sizeof(float) != 0) {
     return Invalid("{}.data must be aligned to its 4-byte elements, got {}", name,
-                   fmt::ptr(lse.data));
+                   fmt::ptr(view.data));
   }
-  WAVEKV_RETURN_IF_ERROR(CheckStride(name, "head_stride", lse.head_stride, num_heads, 1));
-  WAVEKV_RETURN_IF_ERROR(CheckStride(name, "row_stride", lse.row_stride, num_rows, 1));
-  return CheckDisjoint(name, num_rows, lse.row_stride, num_heads, lse.head_stride, 1);
+  WAVEKV_RETURN_IF_ERROR(CheckStride(name, "head_stride", view.head_stride, num_heads, 1));
+  WAVEKV_RETURN_IF_ERROR(CheckStride(name, "row_stride", view.row_stride, num_rows, 1));
+  return CheckDisjoint(name, num_rows, view.row_stride, num_heads, view.head_stride, 1);
 }
 
 absl::Status CheckCuSeqlens(absl::Span<const int32_t> cu_seqlens, int64_t num_sequences) {

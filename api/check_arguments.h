@@ -25,8 +25,9 @@ struct ExpectedTensor {
 absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tensor);
 absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView& tensor);
 
-// The same for log-sum-exps; data == nullptr passes.
-absl::Status CheckLse(const char* name, int64_t num_rows, int64_t num_heads, const LseView& lse);
+// The same for numbers per query head; data == nullptr passes.
+absl::Status CheckPerHead(const char* name, int64_t num_rows, int64_t num_heads,
+                          const PerHeadView& view);
 
 // cu_seqlens has num_sequences + 1 entries, starts at 0 and does not decrease.
 absl::Status CheckCuSeqlens(absl::Span<const int32_t> cu_seqlens, int64_t num_sequences);

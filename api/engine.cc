@@ -288,8 +288,8 @@ absl::StatusOr<Plan> Engine::MakePlan(const RaggedBatch& batch, const AttendOpti
 }
 
 absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const TensorView& queries,
-                                           const MutableTensorView& output, const LseView& lse,
-                                           Stream stream) {
+                                           const MutableTensorView& output, const PerHeadView& lse,
+                                           const PerHeadView& error_estimate, Stream stream) {
   WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
   if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
   PlanState& state = *plan.state_;
@@ -299,7 +299,9 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
       CheckTensor({"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k}, queries));
   WAVEKV_RETURN_IF_ERROR(
       CheckTensor({"output", plan.num_rows(), model.num_q_heads, model.head_dim_v}, output));
-  WAVEKV_RETURN_IF_ERROR(CheckLse("lse", plan.num_rows(), model.num_q_heads, lse));
+  WAVEKV_RETURN_IF_ERROR(CheckPerHead("lse", plan.num_rows(), model.num_q_heads, lse));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckPerHead("error_estimate", plan.num_rows(), model.num_q_heads, error_estimate));
 
   StepObserver& observer = *impl_->observer;
   const PhaseSpan span(observer, Phase::kAttend, layer, plan.num_rows());
@@ -313,7 +315,7 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
-  WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse));
+  WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
 
   impl_->attend_calls += 1;
   impl_->attend_rows += stats.rows;

@@ -194,12 +194,14 @@ class WAVEKV_EXPORT Engine {
   absl::StatusOr<Plan> MakePlan(const RaggedBatch& batch, const AttendOptions& options = {});
 
   // queries [num_rows, num_q_heads, head_dim_k], not scaled, any DType; output [num_rows,
-  // num_q_heads, head_dim_v], any DType; lse [num_rows, num_q_heads] or none. Rows count from the
-  // end of the sequence as it is in this layer now: append first. Segments that are not sealed
-  // yet are exact, so answers get cheaper and less exact as builds finish; WaitForBuilds makes a
-  // step repeatable. A sequence without tokens gives output 0 and lse -infinity.
+  // num_q_heads, head_dim_v], any DType; lse and error_estimate [num_rows, num_q_heads] or none.
+  // Rows count from the end of the sequence as it is in this layer now: append first. Segments that
+  // are not sealed yet are exact, so answers get cheaper and less exact as builds finish;
+  // WaitForBuilds makes a step repeatable. A sequence without tokens gives output 0 and lse
+  // -infinity. error_estimate: as in AttendStats, of each row and query head; 0 where it is exact.
   absl::StatusOr<AttendStats> Attend(const Plan& plan, int layer, const TensorView& queries,
-                                     const MutableTensorView& output, const LseView& lse = {},
+                                     const MutableTensorView& output, const PerHeadView& lse = {},
+                                     const PerHeadView& error_estimate = {},
                                      Stream stream = nullptr);
 
   // The retrieval zones of Attend, without reading a key: element row * num_kv_heads + kv_head.

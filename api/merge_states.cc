@@ -15,7 +15,7 @@ namespace {
 
 constexpr float kEmpty = -std::numeric_limits<float>::infinity();
 
-float LoadLse(const LseView& lse, int64_t row, int64_t head) {
+float LoadLse(const PerHeadView& lse, int64_t row, int64_t head) {
   return lse.data[row * lse.row_stride + head * lse.head_stride];
 }
 
@@ -25,8 +25,8 @@ int64_t ElementOffset(const TensorView& tensor, int64_t row, int64_t head) {
 
 }  // namespace
 
-absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const LseView> lses,
-                         LseBase base, const MutableTensorView& output, const LseView& lse) {
+absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const PerHeadView> lses,
+                         LseBase base, const MutableTensorView& output, const PerHeadView& lse) {
   if (outputs.empty() || outputs.size() != lses.size()) {
     return absl::InvalidArgumentError(
         fmt::format("outputs and lses must be equally many and at least one, got {} and {}",
@@ -45,10 +45,10 @@ absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const 
   const ExpectedTensor expected{"outputs[]", output.num_rows, output.num_heads, output.head_dim};
   WAVEKV_RETURN_IF_ERROR(
       CheckTensor({"output", output.num_rows, output.num_heads, output.head_dim}, output));
-  WAVEKV_RETURN_IF_ERROR(CheckLse("lse", output.num_rows, output.num_heads, lse));
+  WAVEKV_RETURN_IF_ERROR(CheckPerHead("lse", output.num_rows, output.num_heads, lse));
   for (size_t s = 0; s < outputs.size(); ++s) {
     WAVEKV_RETURN_IF_ERROR(CheckTensor(expected, outputs[s]));
-    WAVEKV_RETURN_IF_ERROR(CheckLse("lses[]", output.num_rows, output.num_heads, lses[s]));
+    WAVEKV_RETURN_IF_ERROR(CheckPerHead("lses[]", output.num_rows, output.num_heads, lses[s]));
     if (lses[s].data == nullptr && output.num_rows > 0) {
       return absl::InvalidArgumentError(fmt::format("lses[{}].data must not be null", s));
     }
@@ -68,7 +68,7 @@ absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const 
   for (int64_t row = 0; row < output.num_rows; ++row) {
     for (int64_t head = 0; head < output.num_heads; ++head) {
       float top = kEmpty;
-      for (const LseView& view : lses) top = std::max(top, LoadLse(view, row, head));
+      for (const PerHeadView& view : lses) top = std::max(top, LoadLse(view, row, head));
       float sum = 0.0f;
       for (size_t s = 0; s < weights.size(); ++s) {
         // With all states empty the difference would be NaN.

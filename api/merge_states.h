@@ -18,8 +18,8 @@ namespace wavekv {
 // empty state; if all are empty the result is output 0 and lse -infinity. Errors: INVALID_ARGUMENT
 // for no states, differing shapes, null pointers, an lse that is NaN or +infinity.
 WAVEKV_EXPORT absl::Status MergeStates(absl::Span<const TensorView> outputs,
-                                       absl::Span<const LseView> lses, LseBase base,
-                                       const MutableTensorView& output, const LseView& lse);
+                                       absl::Span<const PerHeadView> lses, LseBase base,
+                                       const MutableTensorView& output, const PerHeadView& lse);
 
 }  // namespace wavekv
 

@@ -221,7 +221,7 @@ void EstimateClusters(benchmark::State& state) {
                                      .zones = zones.data(),
                                      .output = output.data(),
                                      .lse = lse.data(),
-                                     .missing_mass = missing.data(),
+                                     .missing_lse = missing.data(),
                                      .value_variance = variance.data()};
   Machine machine;
   for (auto _ : state) benchmark::DoNotOptimize((*machine).EstimateClusters({&task, 1}).ok());

@@ -23,22 +23,31 @@ namespace wavekv {
 // their values say more of a rest with similar keys than their absence does. A super-cluster whose
 // remainder holds less than half of its tokens is answered by the clusters' own value means.
 //
-// Shapes: queries [num_queries, head_dim_k], scaled; log_masses [num_queries, index->num_clusters],
-// row h at h * log_masses_stride; zones [index->num_clusters]; token_logits [num_queries, tokens of
-// the sketch zone in cluster order], row h at h * token_stride; chosen, one per such token, 1 for
-// those attended exactly; output [num_queries, head_dim_v] fp32, normalised; lse [num_queries],
-// natural. Nothing to answer: output 0 and lse -infinity.
+// Shapes: log_masses [num_queries, index->num_clusters], row h at h * log_masses_stride; zones
+// [index->num_clusters]; token_logits [num_queries, tokens of the sketch zone in cluster order],
+// row h at h * token_stride; chosen, one per such token, 1 for those attended exactly; output
+// [num_queries, head_dim_v] fp32, normalised; lse [num_queries], natural. Nothing to answer: output
+// 0 and lse -infinity.
 //
 // *num_value_means and *num_super_value_means: how many were read.
 //
-// Error terms, for the step's error estimate (nullptr: not wanted), with w = mass / e^lse and x_i,
-// g_i as in score_clusters.h:
-//   missing_mass [num_queries]: mass that may be missing, relative to e^lse. For
-//     MassEstimate::kLowerBound what the second order would add, sum_i w_i (e^{g_i} - 1); for
-//     kSecondOrder half of what it did add, sum_i w_i (1 - e^{-g_i}) / 2.
-//   value_variance [num_queries]: squared length of the error made by the value means,
-//     sum_i w_i^2 value_spread_i (1 / n_i + e^{min(x_i, kLogMassGainMax)} - 1) over clusters and
-//     sum_j w_j^2 value_spread_i over tokens of the sketch zone.
+// Error terms, for the step's error estimate (nullptr: not wanted), from queries [num_queries,
+// head_dim_k], scaled, and token_rank_scores, shaped as token_logits. What they add up, and the
+// constants, were chosen by what predicts the errors of recorded attention (docs/wave_index.md).
+// With x_i and g_i as in score_clusters.h, and u_j = min(s_j^2 / 2, kLogMassGainMax), s_j the
+// standard deviation by which a token's rank score exceeds its logit:
+//   missing_lse [num_queries]: natural logarithm of the mass that may be missing, -infinity for
+//   none:
+//     sum_i e^{m_i} g_i over answered clusters for MassEstimate::kLowerBound; for kSecondOrder,
+//     which added about that, kDoubt sum_i e^{m_i} g_i / (1 + g_i); kDoubt sum_j e^{s_j} u_j over
+//     tokens; and e^{m_i} of ignored clusters.
+//   value_variance [num_queries]: squared length of the error made by the value means, relative to
+//     e^{2 lse}: kClusterVariance sum_i e^{2 m_i} super_value_spread over clusters and
+//     kTokenVariance sum_j e^{2 s_j} value_spread over tokens.
+inline constexpr float kDoubt = 0.18f;
+inline constexpr float kClusterVariance = 17.0f;
+inline constexpr float kTokenVariance = 4.25f;
+
 struct EstimateClustersTask {
   const float* queries = nullptr;
   int num_queries = 0;
@@ -48,13 +57,14 @@ struct EstimateClustersTask {
   MassEstimate mass = MassEstimate::kLowerBound;
   const Zone* zones = nullptr;
   const float* token_logits = nullptr;
+  const float* token_rank_scores = nullptr;
   int64_t token_stride = 0;
   const uint8_t* chosen = nullptr;
   float* output = nullptr;
   float* lse = nullptr;
   int64_t* num_value_means = nullptr;
   int64_t* num_super_value_means = nullptr;
-  float* missing_mass = nullptr;
+  float* missing_lse = nullptr;
   float* value_variance = nullptr;
 };
 

@@ -7,7 +7,6 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/estimate_errors.h"
 #include "cpu/estimate_weights.h"
 #include "cpu/targets.h"
 
@@ -152,17 +151,19 @@ void EstimateClustersOf(const EstimateClustersTask& task) {
   for (int h = 0; h < task.num_queries; ++h) {
     const float mass = weights.mass(h);
     task.lse[h] = mass > 0.0f ? weights.offset(h) + std::log(mass) : kMinusInfinity;
+    if (task.missing_lse != nullptr) {
+      const float missing = weights.missing_mass(h);
+      task.missing_lse[h] = missing > 0.0f ? weights.offset(h) + std::log(missing) : kMinusInfinity;
+    }
+    if (task.value_variance != nullptr) {
+      task.value_variance[h] = mass > 0.0f ? weights.value_variance(h) / (mass * mass) : 0.0f;
+    }
   }
   if (task.num_value_means != nullptr) {
     *task.num_value_means = static_cast<int64_t>(weights.clusters().size());
   }
   if (task.num_super_value_means != nullptr) {
     *task.num_super_value_means = static_cast<int64_t>(weights.supers().size());
-  }
-  EstimateErrors(task);
-  if (task.value_variance == nullptr) return;
-  for (int h = 0; h < task.num_queries; ++h) {
-    task.value_variance[h] += weights.token_variance(h);
   }
 }
 

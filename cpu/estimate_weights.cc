@@ -59,8 +59,12 @@ void EstimateWeights::Compute(const EstimateClustersTask& task) {
   whole_masses_.resize(num_clusters_);
   masses_.assign(task.num_queries, 0.0f);
   of_means_.assign(task.num_queries, 0.0f);
-  token_variances_.assign(task.num_queries, 0.0f);
-  for (int h = 0; h < task.num_queries; ++h) ComputeQuery(task, h);
+  missing_masses_.assign(task.num_queries, 0.0f);
+  value_variances_.assign(task.num_queries, 0.0f);
+  for (int h = 0; h < task.num_queries; ++h) {
+    ComputeQuery(task, h);
+    if (task.missing_lse != nullptr) AddErrors(task, h);
+  }
 }
 
 void EstimateWeights::ListMeans(const EstimateClustersTask& task) {
@@ -100,7 +104,7 @@ float EstimateWeights::ComputeSketchCluster(const EstimateClustersTask& task, in
   const ClusterIndex& index = *task.index;
   const float* masses = logs_.data() + query * row_ + num_clusters_ + first_token;
   const int64_t size = index.cluster_size(cluster);
-  float mass = 0.0f, squares = 0.0f;
+  float mass = 0.0f;
   *whole_mass = 0.0f;
   const size_t first_taken = *taken;
   for (int64_t t = 0; t < size; ++t) {
@@ -109,10 +113,8 @@ float EstimateWeights::ComputeSketchCluster(const EstimateClustersTask& task, in
       ++*taken;
     } else {
       mass += masses[t];
-      squares += masses[t] * masses[t];
     }
   }
-  token_variances_[query] += squares * index.value_spreads[cluster];
   float* weight = cluster_weights_.data() + query * num_clusters_ + cluster;
   const auto num_left = static_cast<float>(size - static_cast<int64_t>(*taken - first_taken));
   if (num_left == 0.0f) return 0.0f;
@@ -178,7 +180,50 @@ void EstimateWeights::ComputeQuery(const EstimateClustersTask& task, int query) 
   }
   masses_[query] = static_cast<float>(mass);
   of_means_[query] = static_cast<float>(of_means);
-  if (mass > 0.0) token_variances_[query] /= static_cast<float>(mass * mass);
+}
+
+// The error terms of one query.
+void EstimateWeights::AddErrors(const EstimateClustersTask& task, int query) {
+  const ClusterIndex& index = *task.index;
+  const int dim = index.shape.head_dim_k;
+  float logit_spread = 0.0f;
+  for (int d = 0; d < dim; ++d) {
+    const float element = task.queries[int64_t{query} * dim + d];
+    logit_spread += element * element / static_cast<float>(dim);
+  }
+  const float* cluster_masses = logs_.data() + query * row_;
+  const float* token_masses = cluster_masses + num_clusters_;
+  const float* logits = task.token_logits + query * task.token_stride;
+  const float* rank_scores = task.token_rank_scores + query * task.token_stride;
+  double missing = 0.0, variance = 0.0;
+  int64_t token = 0;
+  for (int64_t s = 0; s < num_supers_; ++s) {
+    float cluster_squares = 0.0f;
+    for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
+      const float mass = cluster_masses[i];
+      if (task.zones[i] == Zone::kIgnored) {
+        missing += mass;
+      } else if (task.zones[i] == Zone::kSketch) {
+        float doubt = 0.0f, squares = 0.0f;
+        for (const int64_t end = token + index.cluster_size(i); token < end; ++token) {
+          if (task.chosen[token] != 0) continue;
+          const float noise = rank_scores[token] - logits[token];
+          doubt += token_masses[token] * std::min(0.5f * noise * noise, kLogMassGainMax);
+          squares += token_masses[token] * token_masses[token];
+        }
+        missing += kDoubt * doubt;
+        variance += kTokenVariance * squares * index.value_spreads[i];
+      } else if (task.zones[i] != Zone::kRetrieval) {
+        const float gain = std::min(0.5f * logit_spread * index.key_spreads[i], kLogMassGainMax);
+        missing +=
+            mass * (task.mass == MassEstimate::kLowerBound ? gain : kDoubt * gain / (1.0f + gain));
+        cluster_squares += mass * mass;
+      }
+    }
+    variance += kClusterVariance * cluster_squares * index.super_value_spreads[s];
+  }
+  missing_masses_[query] = static_cast<float>(missing);
+  value_variances_[query] = static_cast<float>(variance);
 }
 
 void EstimateWeights::TakeRemainder(const EstimateClustersTask& task, int query, int64_t super,

@@ -236,8 +236,18 @@ SuperMeans WriteSuper(int64_t super, Sides& sides, const MutableClusterIndex& ou
   return means;
 }
 
+double SquaredDistance(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0.0;
+  for (size_t j = 0; j < a.size(); ++j) {
+    const double difference = static_cast<double>(a[j]) - b[j];
+    sum += difference * difference;
+  }
+  return sum;
+}
+
 // Writes the statistics and codes of one cluster, whose rows begin at `first` of the loaded ones.
-void WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sides& sides,
+// Returns the squared distance of its value mean from that of its super-cluster.
+double WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sides& sides,
                   const MutableClusterIndex& out) {
   const int64_t size = out.cluster_size(cluster);
   const auto count = static_cast<double>(size);
@@ -255,6 +265,7 @@ void WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sides
     out.code_factors[token] =
         StoreFactor(StoreCode(sides.keys.row(first + i), sides.keys.dim(), out.code_bits, words));
   }
+  return SquaredDistance(value_mean, super.value);
 }
 
 }  // namespace
@@ -326,11 +337,14 @@ void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& cluster
   for (int64_t super = 0; super < out.num_supers; ++super) {
     const SuperMeans means = WriteSuper(super, sides, out);
     int64_t first = 0;
+    double value_spread = 0.0;
     for (int64_t cluster = out.super_offsets[super]; cluster < out.super_offsets[super + 1];
          ++cluster) {
-      WriteCluster(cluster, first, means, sides, out);
+      const auto size = static_cast<double>(out.cluster_size(cluster));
+      value_spread += size * WriteCluster(cluster, first, means, sides, out);
       first += out.cluster_size(cluster);
     }
+    out.super_value_spreads[super] = ToFloat(value_spread / static_cast<double>(first));
   }
 }
 

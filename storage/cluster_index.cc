@@ -19,7 +19,7 @@ struct RowsSection {
 // Byte offsets of the sections, in the order the header file documents.
 struct Sections {
   int64_t offsets, super_offsets, log_sizes, key_spreads, value_spreads, super_key_spreads,
-      mean_key, mean_value;
+      super_value_spreads, mean_key, mean_value;
   RowsSection centroids, value_means, super_centroids, super_value_means;
   int64_t code_factors, codes, positions, rows, end;
 };
@@ -46,6 +46,7 @@ Sections Layout(const ClusterIndexShape& shape) {
   at.key_spreads = place(shape.num_clusters * sizeof(float));
   at.value_spreads = place(shape.num_clusters * sizeof(float));
   at.super_key_spreads = place(shape.num_supers * sizeof(float));
+  at.super_value_spreads = place(shape.num_supers * sizeof(float));
   at.mean_key = place(dim_k * sizeof(float));
   at.mean_value = place(dim_v * sizeof(float));
   const StatisticsFormat super_format = SuperFormat(shape.statistics);
@@ -114,6 +115,7 @@ MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShap
   index.key_spreads = floats(at.key_spreads);
   index.value_spreads = floats(at.value_spreads);
   index.super_key_spreads = floats(at.super_key_spreads);
+  index.super_value_spreads = floats(at.super_value_spreads);
   index.mean_key = floats(at.mean_key);
   index.mean_value = floats(at.mean_value);
   index.centroids = means(at.centroids, shape.kv.head_dim_k, shape.statistics);
@@ -142,6 +144,7 @@ ClusterIndex ReadOnly(const MutableClusterIndex& index) {
           index.key_spreads,
           index.value_spreads,
           index.super_key_spreads,
+          index.super_value_spreads,
           index.mean_key,
           index.mean_value,
           ReadOnly(index.centroids),

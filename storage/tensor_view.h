@@ -39,9 +39,10 @@ struct BasicTensorView {
 using TensorView = BasicTensorView<const void>;
 using MutableTensorView = BasicTensorView<void>;
 
-// A [num_rows, num_heads] view of log-sum-exps: vLLM's [heads, tokens] and FlashInfer's
-// [tokens, heads] differ in the strides alone. data == nullptr: the caller does not want them.
-struct LseView {
+// A [num_rows, num_heads] view of one number a query head: a log-sum-exp, an error estimate. vLLM's
+// [heads, tokens] and FlashInfer's [tokens, heads] differ in the strides alone. data == nullptr: the
+// caller does not want them.
+struct PerHeadView {
   float* data = nullptr;
   int64_t num_rows = 0;
   int64_t num_heads = 0;
@@ -49,7 +50,7 @@ struct LseView {
   int64_t head_stride = 0;
 
   // Row-major and dense: element (r, h) is data[r * num_heads + h].
-  static LseView Dense(float* data, int64_t num_rows, int64_t num_heads) {
+  static PerHeadView Dense(float* data, int64_t num_rows, int64_t num_heads) {
     return {data, num_rows, num_heads, num_heads, 1};
   }
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "storage/status_macros.h"
 #include "tools/progress_bar.h"
+#include "tools/trace/error_plot.h"
 #include "tools/trace/eval_arguments.h"
 #include "tools/trace/eval_report.h"
 #include "tools/trace/trace_eval.h"
@@ -67,6 +69,17 @@ absl::StatusOr<std::vector<Job>> SelectJobs(const EvalArguments& arguments,
   return jobs;
 }
 
+absl::Status WritePlot(const EvalArguments& arguments, const EvalReport& report,
+                       const TraceSamples& samples) {
+  std::ofstream file(arguments.plot, std::ios::binary);
+  file << FormatErrorPlot(absl::StrCat(report.rows[0].file, ", ", BudgetTitle(arguments, 0)),
+                          samples.rel_errors, samples.error_estimates);
+  if (file.close(); !file) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot write ", arguments.plot));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<EvalReport> Evaluate(const EvalArguments& arguments,
                                     const std::vector<TraceFile>& traces) {
   WAVEKV_ASSIGN_OR_RETURN(const std::vector<Job> jobs, SelectJobs(arguments, traces));
@@ -95,6 +108,7 @@ absl::StatusOr<EvalReport> Evaluate(const EvalArguments& arguments,
     }
   }
   for (const TraceSamples& samples : all) report.budgets.push_back(Summarize(samples));
+  if (!arguments.plot.empty()) WAVEKV_RETURN_IF_ERROR(WritePlot(arguments, report, all[0]));
   return report;
 }
 

@@ -84,7 +84,8 @@ struct AttendCall {
   std::vector<float> lse_data;
   TensorView queries;
   MutableTensorView output;
-  LseView lse;
+  PerHeadView lse;
+  PerHeadView error_estimate;
   Stream stream = nullptr;
 };
 
@@ -168,7 +169,7 @@ class World {
                                      model.num_q_heads, model.head_dim_k);
     call.output = MutableTensorView::Dense(call.output_data.data(), DType::kFloat32, kRows,
                                            model.num_q_heads, model.head_dim_v);
-    call.lse = LseView::Dense(call.lse_data.data(), kRows, model.num_q_heads);
+    call.lse = PerHeadView::Dense(call.lse_data.data(), kRows, model.num_q_heads);
     return call;
   }
   absl::StatusOr<Plan> PlanOf(const AttendCall& call) {
@@ -179,8 +180,8 @@ class World {
   absl::Status Run(const AttendCall& call) {
     const auto plan = PlanOf(call);
     if (!plan.ok()) return plan.status();
-    const auto stats =
-        engine->Attend(*plan, call.layer, call.queries, call.output, call.lse, call.stream);
+    const auto stats = engine->Attend(*plan, call.layer, call.queries, call.output, call.lse,
+                                      call.error_estimate, call.stream);
     if (!stats.ok()) {
       for (const float value : call.output_data) EXPECT_EQ(value, 7.0f) << "partial output";
       for (const float value : call.lse_data) EXPECT_EQ(value, 7.0f) << "partial lse";
@@ -536,6 +537,11 @@ void AddAttendMistakes(std::vector<BadCall>& table) {
   add("AttendLseMisaligned", kInvalid, "lse.data must be aligned", [](World&, AttendCall& c) {
     c.lse.data = reinterpret_cast<float*>(reinterpret_cast<char*>(c.lse_data.data()) + 2);
   });
+  add("AttendErrorEstimateWrongRows", kInvalid, "error_estimate must have shape [5, 4]",
+      [](World&, AttendCall& c) {
+        c.error_estimate = c.lse;
+        c.error_estimate.num_rows = 6;
+      });
   add("AttendLseRowsOverlapHeads", kInvalid, "lse.row_stride and head_stride",
       [](World&, AttendCall& c) { c.lse.row_stride = c.lse.head_stride; });
 

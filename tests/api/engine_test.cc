@@ -104,7 +104,7 @@ class EngineTest : public ::testing::Test {
                                           model_.head_dim_k),
                         MutableTensorView::Dense(answer.output.data(), DType::kFloat32, rows,
                                                  model_.num_q_heads, model_.head_dim_v),
-                        LseView::Dense(answer.lse.data(), rows, model_.num_q_heads));
+                        PerHeadView::Dense(answer.lse.data(), rows, model_.num_q_heads));
     EXPECT_TRUE(stats.ok()) << stats.status();
     if (stats.ok()) answer.stats = *stats;
     return answer;

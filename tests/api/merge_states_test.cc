@@ -35,7 +35,7 @@ struct Parts {
   std::vector<std::vector<std::byte>> outputs;
   std::vector<std::vector<float>> lses;
   std::vector<TensorView> output_views;
-  std::vector<LseView> lse_views;
+  std::vector<PerHeadView> lse_views;
   NaiveAttentionState whole;  // lse natural
 
   double LogBase() const { return base == LseBase::k2 ? std::log(2.0) : 1.0; }
@@ -76,7 +76,7 @@ Parts MakeParts(Random& random, int64_t num_rows, int64_t num_heads, int64_t hea
   for (size_t s = 0; s < parts.outputs.size(); ++s) {
     parts.output_views.push_back(
         TensorView::Dense(parts.outputs[s].data(), dtype, num_rows, num_heads, head_dim));
-    parts.lse_views.push_back(LseView::Dense(parts.lses[s].data(), num_rows, num_heads));
+    parts.lse_views.push_back(PerHeadView::Dense(parts.lses[s].data(), num_rows, num_heads));
   }
   return parts;
 }
@@ -112,7 +112,7 @@ TEST(MergeStatesTest, PartsMergeToTheWholeInEveryDTypeAndBase) {
           const absl::Status status =
               MergeStates(parts.output_views, parts.lse_views, base,
                           MutableTensorView::Dense(bytes.data(), output_dtype, 3, 4, 24),
-                          LseView::Dense(lse.data(), 3, 4));
+                          PerHeadView::Dense(lse.data(), 3, 4));
           ASSERT_TRUE(status.ok()) << status;
           ExpectWhole(parts, testing::Decode(bytes.data(), output_dtype, 3 * 4 * 24), lse,
                       output_dtype);
@@ -129,7 +129,7 @@ TEST(MergeStatesTest, EmptyStatesDoNotCountWhateverTheyHold) {
   std::vector<float> lse(2 * 2, kNan);
   ASSERT_TRUE(MergeStates(parts.output_views, parts.lse_views, LseBase::kE,
                           MutableTensorView::Dense(output.data(), DType::kFloat32, 2, 2, 8),
-                          LseView::Dense(lse.data(), 2, 2))
+                          PerHeadView::Dense(lse.data(), 2, 2))
                   .ok());
   ExpectWhole(parts, output, lse, DType::kFloat32);
 }
@@ -141,10 +141,10 @@ TEST(MergeStatesTest, NothingButEmptyStatesIsTheEmptyState) {
     std::vector<float> output(16, 5.0f);
     std::vector<float> lse(2, 5.0f);
     const TensorView state = TensorView::Dense(garbage.data(), DType::kFloat32, 1, 2, 8);
-    const LseView state_lse = LseView::Dense(empty.data(), 1, 2);
+    const PerHeadView state_lse = PerHeadView::Dense(empty.data(), 1, 2);
     ASSERT_TRUE(MergeStates({state, state}, {state_lse, state_lse}, base,
                             MutableTensorView::Dense(output.data(), DType::kFloat32, 1, 2, 8),
-                            LseView::Dense(lse.data(), 1, 2))
+                            PerHeadView::Dense(lse.data(), 1, 2))
                     .ok());
     EXPECT_EQ(output, std::vector<float>(16, 0.0f));
     EXPECT_EQ(lse, std::vector<float>(2, -kInf));
@@ -161,9 +161,9 @@ TEST(MergeStatesTest, LargeLogSumExpsDoNotOverflow) {
     ASSERT_TRUE(
         MergeStates({TensorView::Dense(ones.data(), DType::kFloat32, 1, 1, 8),
                      TensorView::Dense(threes.data(), DType::kFloat32, 1, 1, 8)},
-                    {LseView::Dense(lse_in.data(), 1, 1), LseView::Dense(lse_in.data(), 1, 1)},
+                    {PerHeadView::Dense(lse_in.data(), 1, 1), PerHeadView::Dense(lse_in.data(), 1, 1)},
                     LseBase::kE, MutableTensorView::Dense(output.data(), DType::kFloat32, 1, 1, 8),
-                    LseView::Dense(lse.data(), 1, 1))
+                    PerHeadView::Dense(lse.data(), 1, 1))
             .ok());
     EXPECT_EQ(output, std::vector<float>(8, 2.0f));
     EXPECT_FLOAT_EQ(lse[0], at + std::log(2.0f));
@@ -176,7 +176,7 @@ TEST(MergeStatesTest, ResultMayReplaceTheFirstState) {
     Parts parts = MakeParts(random, 2, 3, 16, dtype, LseBase::k2, {5, 12, 20});
     ASSERT_TRUE(MergeStates(parts.output_views, parts.lse_views, LseBase::k2,
                             MutableTensorView::Dense(parts.outputs[0].data(), dtype, 2, 3, 16),
-                            LseView::Dense(parts.lses[0].data(), 2, 3))
+                            PerHeadView::Dense(parts.lses[0].data(), 2, 3))
                     .ok());
     ExpectWhole(parts, testing::Decode(parts.outputs[0].data(), dtype, 2 * 3 * 16), parts.lses[0],
                 dtype);
@@ -238,7 +238,7 @@ TEST(MergeStatesTest, LogSumExpNeedNotBeAskedFor) {
 
 TEST(MergeStatesTest, NoRowsIsFine) {
   const TensorView none = TensorView::Dense(nullptr, DType::kFloat32, 0, 2, 8);
-  const LseView no_lse = LseView::Dense(nullptr, 0, 2);
+  const PerHeadView no_lse = PerHeadView::Dense(nullptr, 0, 2);
   EXPECT_TRUE(MergeStates({none}, {no_lse}, LseBase::kE,
                           MutableTensorView::Dense(nullptr, DType::kFloat32, 0, 2, 8), {})
                   .ok());
@@ -260,12 +260,12 @@ class MergeStatesErrorTest : public ::testing::Test {
   std::vector<float> written_ = std::vector<float>(16, 7.0f);
   std::vector<float> written_lse_ = std::vector<float>(2, 7.0f);
   const TensorView state_ = TensorView::Dense(values_.data(), DType::kFloat32, 1, 2, 8);
-  const LseView state_lse_ = LseView::Dense(finite_.data(), 1, 2);
+  const PerHeadView state_lse_ = PerHeadView::Dense(finite_.data(), 1, 2);
   std::vector<TensorView> outputs_ = {state_, state_};
-  std::vector<LseView> lses_ = {state_lse_, state_lse_};
+  std::vector<PerHeadView> lses_ = {state_lse_, state_lse_};
   LseBase base_ = LseBase::kE;
   MutableTensorView output_ = MutableTensorView::Dense(written_.data(), DType::kFloat32, 1, 2, 8);
-  LseView lse_ = LseView::Dense(written_lse_.data(), 1, 2);
+  PerHeadView lse_ = PerHeadView::Dense(written_lse_.data(), 1, 2);
 };
 
 TEST_F(MergeStatesErrorTest, NoStates) {
@@ -312,7 +312,7 @@ TEST_F(MergeStatesErrorTest, NullOutput) {
 TEST_F(MergeStatesErrorTest, NanOrInfiniteLogSumExp) {
   for (const float bad : {kNan, kInf}) {
     std::vector<float> lse = {0.5f, bad};
-    lses_[1] = LseView::Dense(lse.data(), 1, 2);
+    lses_[1] = PerHeadView::Dense(lse.data(), 1, 2);
     ExpectRefused("lses[1] must be finite or -infinity");
   }
 }
@@ -336,7 +336,7 @@ TEST_F(MergeStatesErrorTest, NegativeSizes) {
       state.num_heads = output_.num_heads;
       state.head_dim = output_.head_dim;
     }
-    for (LseView& lse : lses_) {
+    for (PerHeadView& lse : lses_) {
       lse.num_rows = output_.num_rows;
       lse.num_heads = output_.num_heads;
     }

@@ -126,9 +126,9 @@ absl::StatusOr<Answer> Ask(Engine& engine, Random& random, absl::Span<const Sequ
   const bool wants_lse = random.Integer(0, 4) > 0;
   const bool heads_first = random.Integer(0, 1) == 0;
   std::vector<float> lse(rows * model.num_q_heads, std::numeric_limits<float>::quiet_NaN());
-  LseView lse_view;
+  PerHeadView lse_view;
   if (wants_lse) {
-    lse_view = LseView::Dense(lse.data(), rows, model.num_q_heads);
+    lse_view = PerHeadView::Dense(lse.data(), rows, model.num_q_heads);
     if (heads_first) std::tie(lse_view.row_stride, lse_view.head_stride) = std::pair{1, rows};
   }
   WAVEKV_ASSIGN_OR_RETURN(const Plan plan,

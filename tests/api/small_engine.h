@@ -73,7 +73,7 @@ inline absl::StatusOr<std::vector<float>> Digest(
         TensorView::Dense(queries.data(), DType::kFloat32, 1, model.num_q_heads, model.head_dim_k),
         MutableTensorView::Dense(output.data(), DType::kFloat32, 1, model.num_q_heads,
                                  model.head_dim_v),
-        LseView::Dense(lse.data(), 1, model.num_q_heads));
+        PerHeadView::Dense(lse.data(), 1, model.num_q_heads));
     if (!stats.ok()) return stats.status();
     digest.insert(digest.end(), output.begin(), output.end());
     digest.insert(digest.end(), lse.begin(), lse.end());

@@ -17,7 +17,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Estimate {
   std::vector<double> output;
   double lse = -kInfinity;
-  double missing_mass = 0.0;
+  double missing_lse = -kInfinity;
   double value_variance = 0.0;
 };
 
@@ -27,6 +27,7 @@ struct Given {
   const float* masses;  // logs, per cluster
   const std::vector<Zone>& zones;
   const float* logits;  // per token of the sketch zone
+  const float* scores;
   const std::vector<uint8_t>& chosen;
   MassEstimate mass;
 };
@@ -47,8 +48,8 @@ class NaiveEstimate {
     if (mass_ > 0.0) {
       for (double& x : e.output) x /= mass_;
       e.lse = offset_ + std::log(mass_);
-      AddErrors();
     }
+    AddErrors();
   }
 
   const Estimate& estimate() const { return estimate_; }
@@ -84,16 +85,14 @@ class NaiveEstimate {
   double AddSketch(int64_t cluster, int64_t first_token) {
     const int dim = index_.shape.head_dim_v;
     const int64_t size = index_.cluster_size(cluster);
-    double rest = 0.0, whole = 0.0, squares = 0.0, left = 0.0;
+    double rest = 0.0, whole = 0.0, left = 0.0;
     for (int64_t t = 0; t < size; ++t) {
       const double mass = TokenMass(first_token + t);
       whole += mass;
       if (given_.chosen[first_token + t] != 0) continue;
       rest += mass;
       left += 1.0;
-      squares += mass * mass;
     }
-    token_squares_ += squares * index_.value_spreads[cluster];
     if (left == 0.0) return whole;
     mass_ += rest;
     std::vector<double> mean(dim);
@@ -162,19 +161,31 @@ class NaiveEstimate {
     const int dim = index_.shape.head_dim_k;
     double q2 = 0.0;
     for (int d = 0; d < dim; ++d) q2 += static_cast<double>(given_.query[d]) * given_.query[d];
-    estimate_.value_variance = token_squares_ / (mass_ * mass_);
-    for (int64_t i = 0; i < index_.num_clusters; ++i) {
-      const Zone zone = given_.zones[i];
-      if (zone != Zone::kEstimation && zone != Zone::kRemainder) continue;
-      const double w = std::exp(given_.masses[i] - estimate_.lse);
-      const double s = q2 * index_.key_spreads[i] / dim;
-      const double gain = std::exp(std::min<double>(s / 2, kLogMassGainMax));
-      estimate_.missing_mass +=
-          w * (given_.mass == MassEstimate::kLowerBound ? gain - 1 : (1 - 1 / gain) / 2);
-      estimate_.value_variance += w * w *
-                                  (index_.value_spreads[i] / index_.cluster_size(i) +
-                                   index_.value_spreads[i] * (std::exp(std::min(s, 3.0)) - 1));
+    double missing = 0.0, variance = 0.0;
+    int64_t token = 0;
+    for (int64_t s = 0; s < index_.num_supers; ++s) {
+      for (int64_t i = index_.super_offsets[s]; i < index_.super_offsets[s + 1]; ++i) {
+        const Zone zone = given_.zones[i];
+        const double m = Mass(i);
+        if (zone == Zone::kSketch) {
+          for (int64_t t = 0; t < index_.cluster_size(i); ++t, ++token) {
+            if (given_.chosen[token] != 0) continue;
+            const double noise = static_cast<double>(given_.scores[token]) - given_.logits[token];
+            missing += kDoubt * TokenMass(token) * std::min<double>(noise * noise / 2, 3.0);
+            variance += kTokenVariance * std::pow(TokenMass(token), 2) * index_.value_spreads[i];
+          }
+        } else if (zone == Zone::kIgnored) {
+          missing += m;
+        } else if (zone != Zone::kRetrieval) {
+          const double gain = std::min(q2 * index_.key_spreads[i] / dim / 2, 3.0);
+          const bool bound = given_.mass == MassEstimate::kLowerBound;
+          missing += m * (bound ? gain : kDoubt * gain / (1 + gain));
+          variance += kClusterVariance * m * m * index_.super_value_spreads[s];
+        }
+      }
     }
+    if (missing > 0.0) estimate_.missing_lse = offset_ + std::log(missing);
+    if (mass_ > 0.0) estimate_.value_variance = variance / (mass_ * mass_);
   }
 
   const RandomIndex& random_index_;
@@ -184,7 +195,6 @@ class NaiveEstimate {
   std::vector<double> output_;
   double offset_ = 0.0;
   double mass_ = 0.0;
-  double token_squares_ = 0.0;
 };
 
 class EstimateClustersTest : public BackendFixture {
@@ -224,6 +234,8 @@ class EstimateClustersTest : public BackendFixture {
       if (zones[i] == Zone::kSketch) num_tokens_ += index.index().cluster_size(i);
     }
     logits_ = random.Gaussians(num_queries * num_tokens_, deviation);
+    scores_ = logits_;
+    for (float& score : scores_) score += std::fabs(random.Gaussian());
     chosen_.clear();
     // Some clusters are chosen whole, most tokens are not.
     const auto percent = static_cast<int>(random.Integer(0, 1) * 80 + 10);
@@ -252,16 +264,18 @@ class EstimateClustersTest : public BackendFixture {
                                        .mass = mass,
                                        .zones = zones.data(),
                                        .token_logits = logits_.data(),
+                                       .token_rank_scores = scores_.data(),
                                        .token_stride = num_tokens_,
                                        .chosen = chosen_.data(),
                                        .output = output.data(),
                                        .lse = lse.data(),
-                                       .missing_mass = with_errors ? missing.data() : nullptr,
+                                       .missing_lse = with_errors ? missing.data() : nullptr,
                                        .value_variance = with_errors ? variance.data() : nullptr};
     ASSERT_TRUE(backend().EstimateClusters({&task, 1}).ok());
     for (int h = 0; h < num_queries; ++h) {
-      const NaiveEstimate naive(index, {&queries[h * dim_k], &masses[h * stride], zones,
-                                        logits_.data() + h * num_tokens_, chosen_, mass});
+      const NaiveEstimate naive(
+          index, {&queries[h * dim_k], &masses[h * stride], zones, logits_.data() + h * num_tokens_,
+                  scores_.data() + h * num_tokens_, chosen_, mass});
       const Estimate& expected = naive.estimate();
       if (std::isinf(expected.lse)) {
         EXPECT_EQ(lse[h], -kInfinity);
@@ -274,13 +288,19 @@ class EstimateClustersTest : public BackendFixture {
         ASSERT_NEAR(output[h * dim_v + d], expected.output[d], 6 * relative) << h << " " << d;
       }
       if (!with_errors) continue;
-      EXPECT_NEAR(missing[h], expected.missing_mass, expected.missing_mass * 4 * relative);
+      if (std::isinf(expected.missing_lse)) {
+        EXPECT_EQ(missing[h], -kInfinity);
+      } else {
+        EXPECT_NEAR(missing[h], expected.missing_lse,
+                    4 * relative + 4 * kRounding * std::fabs(expected.missing_lse));
+      }
       EXPECT_NEAR(variance[h], expected.value_variance, expected.value_variance * 4 * relative);
     }
   }
 
   int64_t num_tokens_ = 0;
   std::vector<float> logits_;
+  std::vector<float> scores_;
   std::vector<uint8_t> chosen_;
 };
 

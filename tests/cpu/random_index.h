@@ -51,6 +51,7 @@ class RandomIndex {
     }
     for (int64_t i = 0; i < shape.num_supers; ++i) {
       index.super_key_spreads[i] = std::fabs(random.Gaussian());
+      index.super_value_spreads[i] = std::fabs(random.Gaussian());
     }
     for (int d = 0; d < kv.head_dim_k; ++d) index.mean_key[d] = random.Gaussian();
     for (int d = 0; d < kv.head_dim_v; ++d) index.mean_value[d] = random.Gaussian();

@@ -260,6 +260,15 @@ TEST_P(SegmentBuilderTest, SuperClustersSumUpTheirClusters) {
     EXPECT_LE(key_statistics.error, allowed * key_statistics.squared);
     EXPECT_LE(value_statistics.error, allowed * value_statistics.squared);
     EXPECT_NEAR(index.super_key_spreads[s], key_statistics.spread, 1e-5 * key_statistics.squared);
+    double value_spread = 0.0;
+    for (int64_t c = first; c < last; ++c) {
+      const std::vector<double> of_cluster = ValueMeans(index).OfCluster(c);
+      const std::vector<double> of_super = ValueMeans(index).OfSuper(s);
+      for (int d = 0; d < dim_v; ++d) {
+        value_spread += index.cluster_size(c) * std::pow(of_cluster[d] - of_super[d], 2);
+      }
+    }
+    EXPECT_NEAR(index.super_value_spreads[s], value_spread / size, 1e-5 * value_statistics.squared);
   }
 }
 

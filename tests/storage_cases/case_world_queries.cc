@@ -119,7 +119,7 @@ absl::StatusOr<QueryAnswer> CaseWorld::QueryLayer(const Plan& plan, const std::s
                                         model_.num_q_heads, model_.head_dim_k),
                       MutableTensorView::Dense(answer.output.data(), DType::kFloat32, num_rows,
                                                model_.num_q_heads, model_.head_dim_v),
-                      LseView::Dense(answer.lse.data(), num_rows, model_.num_q_heads)));
+                      PerHeadView::Dense(answer.lse.data(), num_rows, model_.num_q_heads)));
   {
     // One more than is followed here: an append that has stored its tokens already may be about to
     // say so.

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tools/trace/error_plot.h"
 #include "tools/trace/eval_arguments.h"
 
 namespace wavekv {
@@ -71,7 +72,9 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
                                 "--kmeans-iterations",
                                 "0",
                                 "--seed",
-                                "7"});
+                                "7",
+                                "--plot",
+                                "p.svg"});
   ASSERT_TRUE(arguments.ok()) << arguments.status();
   ASSERT_EQ(arguments->eval.budgets.size(), 4u);
   EXPECT_DOUBLE_EQ(arguments->eval.budgets[1].retrieval.ratio(), 0.01);
@@ -94,6 +97,7 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
   EXPECT_EQ(arguments->eval.index.cluster_tokens_max, 24);
   EXPECT_EQ(arguments->eval.index.kmeans_iterations, 0);
   EXPECT_EQ(arguments->eval.index.seed, 7u);
+  EXPECT_EQ(arguments->plot, "p.svg");
   EXPECT_EQ(arguments->format, EvalArguments::Format::kCsv);
 }
 
@@ -197,6 +201,14 @@ TEST(EvalReportTest, TheTableNamesFileHeadsAndColumns) {
   EXPECT_THAT(text, HasSubstr("recall@100"));
   EXPECT_THAT(text, HasSubstr("overall, 4 samples"));
   EXPECT_THAT(text, HasSubstr("\n  all  all   sketch     0.018      0.25     0.7500"));
+}
+
+TEST(ErrorPlotTest, HasADotForEverySample) {
+  const std::string svg = FormatErrorPlot("a < b", {0.1, 0.0, 5.0}, {0.2, 1e-9, 1e9});
+  EXPECT_THAT(svg, HasSubstr("a &lt; b"));
+  // At the distance of 3 decades, then at both ends.
+  EXPECT_THAT(svg, HasSubstr(">0.0001<"));
+  EXPECT_THAT(svg, HasSubstr("M390.1 140.0h0M60.0 440.0h0M460.0 40.0h0"));
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ enum Option : int {
   kLayers,
   kMass,
   kNoMerge,
+  kPlot,
   kPromptTokens,
   kQueryType,
   kRetrieval,
@@ -62,6 +63,7 @@ constexpr option kOptions[] = {
     {"layers", required_argument, nullptr, kLayers},
     {"mass", required_argument, nullptr, kMass},
     {"no-merge", no_argument, nullptr, kNoMerge},
+    {"plot", required_argument, nullptr, kPlot},
     {"prompt-tokens", required_argument, nullptr, kPromptTokens},
     {"query-type", required_argument, nullptr, kQueryType},
     {"retrieval", required_argument, nullptr, kRetrieval},
@@ -295,6 +297,9 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
       arguments.eval.grow = true;
       break;
     }
+    case kPlot:
+      arguments.plot = value;
+      break;
     case kThreads: {
       int64_t threads = 0;
       if (!ParseNumber(value, 0, &threads) || threads > 1024) {
@@ -404,6 +409,8 @@ attention in double precision. docs/trace_format.md defines the files and the nu
       --grow                   seal segments also behind the first query, as while decoding
       --prompt-tokens N        --grow, and all tokens behind the first N are generated ones
       --no-merge               with --grow: never merge small segments into large ones
+      --plot FILE.svg          writes a picture: estimated and true error of every sample, for the
+                               first combination of budgets
       --threads N              0: one per processor (default); results are the same
       --csv                    comma-separated rows
       --json                   one object: rows, budgets, and overall for the engine's defaults

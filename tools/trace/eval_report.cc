@@ -42,6 +42,8 @@ std::vector<std::pair<std::string, double>> Numbers(const EvalArguments& argumen
       {"rel_err_p95", summary.rel_err_p95},
       {"rel_err_p99", summary.rel_err_p99},
       {"rel_err_max", summary.rel_err_max},
+      {"error_estimate_correlation", summary.error_estimate_correlation},
+      {"error_estimate_within_2", summary.error_estimate_within_2},
       {"mass", summary.mass},
       {"indexed_mass", summary.indexed_mass},
   };
@@ -70,9 +72,10 @@ std::string FormatTable(const EvalArguments& arguments, const EvalReport& report
       absl::StrAppend(&text, fmt::format(" {:>10}", fmt::format("recall@{}", k)));
     }
     absl::StrAppend(
-        &text, fmt::format(" {:>6} {:>7} {:>8} {:>7} {:>7} {:>7} {:>8} {:>6} {:>9} {:>6} {:>9}\n",
+        &text, fmt::format(" {:>6} {:>7} {:>8} {:>7} {:>7} {:>7} {:>8} {:>6} {:>9} {:>6} {:>9} "
+                           "{:>5} {:>5}\n",
                            "mass", "indexed", "err mean", "p95", "p99", "max", "tokens", "%", "KiB",
-                           "%", "indexed %"));
+                           "%", "indexed %", "corr", "in 2x"));
   };
   const auto line = [&](const std::string& layer, const std::string& head, size_t budget,
                         const TraceSummary& summary) {
@@ -86,11 +89,12 @@ std::string FormatTable(const EvalArguments& arguments, const EvalReport& report
     absl::StrAppend(
         &text,
         fmt::format(" {:>6.4f} {:>7.4f} {:>8.4f} {:>7.4f} {:>7.4f} {:>7.4f} {:>8.1f} {:>6.2f} "
-                    "{:>9.1f} {:>6.2f} {:>9.2f}\n",
+                    "{:>9.1f} {:>6.2f} {:>9.2f} {:>5.2f} {:>5.2f}\n",
                     summary.mass, summary.indexed_mass, summary.rel_err_mean, summary.rel_err_p95,
                     summary.rel_err_p99, summary.rel_err_max, summary.tokens_exact,
                     100.0 * summary.exact_tokens_ratio, summary.bytes_read / 1024.0,
-                    100.0 * summary.bytes_ratio, 100.0 * summary.indexed_bytes_ratio));
+                    100.0 * summary.bytes_ratio, 100.0 * summary.indexed_bytes_ratio,
+                    summary.error_estimate_correlation, summary.error_estimate_within_2));
   };
   const std::string* file = nullptr;
   for (const EvalRow& row : report.rows) {
@@ -179,6 +183,12 @@ std::string FormatJson(const EvalArguments& arguments, const EvalReport& report)
 }
 
 }  // namespace
+
+std::string BudgetTitle(const EvalArguments& arguments, size_t budget) {
+  const AttendOptions& options = arguments.eval.budgets[budget];
+  return absl::StrCat(ZonesName(options.zones), " ", BudgetText(options.retrieval), ", ",
+                      BudgetText(SecondBudget(options)));
+}
 
 std::string FormatReport(const EvalArguments& arguments, const EvalReport& report) {
   switch (arguments.format) {

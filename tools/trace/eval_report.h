@@ -24,6 +24,9 @@ struct EvalReport {
   std::vector<TraceSummary> budgets;  // over all samples of all heads and files
 };
 
+// What a budget is, in a few words.
+std::string BudgetTitle(const EvalArguments& arguments, size_t budget);
+
 // In the format that the arguments ask for; ends with a newline.
 std::string FormatReport(const EvalArguments& arguments, const EvalReport& report);
 

@@ -50,6 +50,33 @@ double Percentile(const std::vector<double>& sorted, double share) {
   return sorted[std::max<int64_t>(rank, 1) - 1];
 }
 
+// Places in ascending order, equal values at the mean of theirs.
+std::vector<double> Ranks(const std::vector<double>& values) {
+  std::vector<size_t> order(values.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return values[a] < values[b]; });
+  std::vector<double> ranks(values.size());
+  for (size_t first = 0; first < order.size();) {
+    size_t last = first;
+    while (last < order.size() && values[order[last]] == values[order[first]]) ++last;
+    const double rank = static_cast<double>(first + last - 1) / 2.0;
+    for (; first < last; ++first) ranks[order[first]] = rank;
+  }
+  return ranks;
+}
+
+double RankCorrelation(const std::vector<double>& a, const std::vector<double>& b) {
+  const std::vector<double> ranks_a = Ranks(a), ranks_b = Ranks(b);
+  const double mean = static_cast<double>(a.size() - 1) / 2.0;
+  double ab = 0.0, aa = 0.0, bb = 0.0;  // of multiples of 1/4: exact, whatever the order
+  for (size_t i = 0; i < a.size(); ++i) {
+    ab += (ranks_a[i] - mean) * (ranks_b[i] - mean);
+    aa += (ranks_a[i] - mean) * (ranks_a[i] - mean);
+    bb += (ranks_b[i] - mean) * (ranks_b[i] - mean);
+  }
+  return aa == 0.0 || bb == 0.0 ? 0.0 : ab / std::sqrt(aa * bb);
+}
+
 // One head in an engine of its own.
 class HeadEvaluation {
  public:
@@ -355,10 +382,15 @@ absl::Status HeadEvaluation::AnswerBudget(const std::vector<Asked>& asked, const
   const TensorView queries =
       TensorView::Dense(padded_queries_.data(), DType::kFloat32, num_rows, group_, padded_k_);
   std::vector<float> outputs(num_rows * group_ * padded_v_);
-  WAVEKV_ASSIGN_OR_RETURN(const AttendStats stats,
-                          engine_->Attend(plan, 0, queries,
-                                          MutableTensorView::Dense(outputs.data(), DType::kFloat32,
-                                                                   num_rows, group_, padded_v_)));
+  std::vector<float> error_estimates(num_rows * group_);
+  WAVEKV_ASSIGN_OR_RETURN(
+      const AttendStats stats,
+      engine_->Attend(
+          plan, 0, queries,
+          MutableTensorView::Dense(outputs.data(), DType::kFloat32, num_rows, group_, padded_v_),
+          {}, PerHeadView::Dense(error_estimates.data(), num_rows, group_)));
+  samples.error_estimates.insert(samples.error_estimates.end(), error_estimates.begin(),
+                                 error_estimates.end());
   WAVEKV_ASSIGN_OR_RETURN(const std::vector<RetrievedTokens> retrieved,
                           engine_->Retrieve(plan, 0, queries));
   samples.num_rows += num_rows;
@@ -468,6 +500,7 @@ void TraceSamples::Append(const TraceSamples& other) {
     to.insert(to.end(), from.begin(), from.end());
   };
   append(rel_errors, other.rel_errors);
+  append(error_estimates, other.error_estimates);
   append(masses, other.masses);
   append(indexed_masses, other.indexed_masses);
   recalls.resize(std::max(recalls.size(), other.recalls.size()));
@@ -496,6 +529,14 @@ TraceSummary Summarize(const TraceSamples& samples) {
   summary.rel_err_p95 = Percentile(errors, 0.95);
   summary.rel_err_p99 = Percentile(errors, 0.99);
   summary.rel_err_max = errors.back();
+  summary.error_estimate_correlation = RankCorrelation(samples.rel_errors, samples.error_estimates);
+  int64_t num_near = 0;
+  for (size_t i = 0; i < samples.rel_errors.size(); ++i) {
+    const double error = samples.rel_errors[i], estimate = samples.error_estimates[i];
+    num_near += estimate <= 2.0 * error && error <= 2.0 * estimate ? 1 : 0;
+  }
+  summary.error_estimate_within_2 =
+      static_cast<double>(num_near) / static_cast<double>(summary.num_samples);
   summary.mass = Mean(samples.masses, 1.0);
   const auto rows = static_cast<double>(samples.num_rows);
   summary.tokens_visible = static_cast<double>(samples.tokens_visible) / rows;

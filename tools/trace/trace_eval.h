@@ -45,9 +45,10 @@ struct TraceEvalOptions {
 
 // What was measured for one budget. Shares are per sample: a sample is one query of one query head.
 struct TraceSamples {
-  std::vector<double> rel_errors;      // |output - exact| / |exact|; |output| where exact is 0
-  std::vector<double> masses;          // softmax mass that was read exactly
-  std::vector<double> indexed_masses;  // of the mass of the indexed tokens
+  std::vector<double> rel_errors;       // |output - exact| / |exact|; |output| where exact is 0
+  std::vector<double> error_estimates;  // the engine's, of rel_errors
+  std::vector<double> masses;           // softmax mass that was read exactly
+  std::vector<double> indexed_masses;   // of the mass of the indexed tokens
   std::vector<std::vector<double>> recalls;  // [recall_ks]: of the k indexed tokens of most mass
   int64_t num_rows = 0;  // pairs of query and kv head; what follows sums over them
   int64_t tokens_visible = 0;
@@ -70,6 +71,10 @@ struct TraceSummary {
   double rel_err_p95 = 0.0;
   double rel_err_p99 = 0.0;
   double rel_err_max = 0.0;
+  // The engine's estimates of the errors: their rank correlation (Spearman's; 0 where either are
+  // all equal), and the share of samples whose error they come near by a factor of two.
+  double error_estimate_correlation = 0.0;
+  double error_estimate_within_2 = 0.0;
   double mass = 0.0;
   double indexed_mass = 0.0;
   std::vector<double> recalls;  // [recall_ks]

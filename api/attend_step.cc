@@ -88,7 +88,7 @@ absl::Status AttendStep::Attend(AttendStats* stats) {
     }
     for (; row < view.num_rows; ++row) {
       AddUnits(view, row);
-      if (static_cast<int64_t>(ws_.sizes.size()) * group_ > kPartialFloatsMax) {
+      if (static_cast<int64_t>(ws_.clusters.sizes.size()) * group_ > kPartialFloatsMax) {
         WAVEKV_RETURN_IF_ERROR(FlushExact());
         WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
       }

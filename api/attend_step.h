@@ -19,6 +19,13 @@
 
 namespace wavekv {
 
+// Pieces of ranges that are attended, each to a partial state of G heads.
+struct PieceGroup {
+  size_t first_piece = 0;
+  size_t num_pieces = 0;
+  int64_t first_part = 0;
+};
+
 // The G query heads of one kv head for one row that is answered by zones: what is ranked, read and
 // merged on its own. Offsets point into the workspace, which may move while it grows.
 struct ZoneUnit {
@@ -30,8 +37,9 @@ struct ZoneUnit {
 
   int64_t first_index = 0;  // of its ClusterIndex pointers
   int64_t num_indexes = 0;
-  int64_t first_cluster = 0;  // in sizes, zones, probabilities, retrieved; times G in log_masses
-                              // and rank_scores
+  int64_t first_super = 0;  // in the workspace's levels: one element each, G in masses and scores
+  int64_t num_supers = 0;
+  int64_t first_cluster = 0;
   int64_t num_clusters = 0;
   int64_t num_retrieved = 0;  // clusters of the retrieval or the sketch zone
   int64_t sealed_tokens = 0;
@@ -40,9 +48,21 @@ struct ZoneUnit {
   int64_t num_sketch_tokens = 0;
   int64_t num_chosen = 0;
 
-  size_t first_piece = 0;
-  size_t num_pieces = 0;
-  int64_t first_part = 0;  // of its pieces, then its indexes; times G in partial_lses
+  PieceGroup steady;           // the steady zone, where it is read before zones are known
+  PieceGroup read;             // all else that is attended
+  int64_t first_estimate = 0;  // partial states of its indexes
+};
+
+// What is ranked together: the clusters or the super-clusters of all units.
+struct RankedLevel {
+  std::vector<uint32_t> sizes;  // in tokens
+  std::vector<float> log_masses;
+  std::vector<float> rank_scores;
+  std::vector<float> probabilities;
+  std::vector<Zone> zones;
+  std::vector<uint32_t> retrieved;
+
+  int64_t size() const { return static_cast<int64_t>(sizes.size()); }
 };
 
 // The sketch zone of one unit in one index.
@@ -85,12 +105,8 @@ struct AttendWorkspace {
   // Zones.
   std::vector<ZoneUnit> units;
   std::vector<const ClusterIndex*> indexes;
-  std::vector<uint32_t> sizes;
-  std::vector<float> log_masses;
-  std::vector<float> rank_scores;
-  std::vector<float> probabilities;
-  std::vector<Zone> zones;
-  std::vector<uint32_t> retrieved;
+  RankedLevel supers;
+  RankedLevel clusters;
   std::vector<SketchPart> sketch_parts;   // as indexes
   std::vector<uint32_t> sketch_clusters;  // numbers within their index, ascending
   std::vector<float> token_logits;
@@ -104,6 +120,17 @@ struct AttendWorkspace {
   std::vector<float> estimated_outputs;
   std::vector<float> estimated_lses;
 
+  // What target_error goes by.
+  std::vector<float> coarse_outputs;
+  std::vector<float> coarse_lses;
+  std::vector<float> log_scales;
+  std::vector<float> logit_spreads;
+  std::vector<float> cluster_variances;
+  std::vector<float> hidden_variances;
+  std::vector<float> key_spreads;
+  std::vector<float> token_variances;
+  std::vector<RiskLimit> risk_limits;
+
   // Tasks of one call to the backend.
   struct Flag {
     bool value = true;
@@ -111,6 +138,7 @@ struct AttendWorkspace {
   std::vector<Flag> finite;  // per convert task
   std::vector<ConvertRowsTask> convert_tasks;
   std::vector<RotateRowsTask> rotate_tasks;
+  std::vector<ScoreSupersTask> score_supers_tasks;
   std::vector<ScoreClustersTask> score_tasks;
   std::vector<SelectClustersTask> select_tasks;
   std::vector<ScoreTokensTask> score_tokens_tasks;
@@ -158,22 +186,36 @@ class AttendStep {
   void ClearExact();
 
   void AddUnits(const SequenceView& view, int64_t row);
-  // `ranked`: list the retrieval or sketch zone best first, not only mark it.
+  // Decides what the units read. `ranked`: list the retrieval or sketch zone best first, not only
+  // mark it.
   absl::Status RankUnits(bool ranked);
+  absl::Status OpenSupers();
   absl::Status ScoreUnits();
+  absl::Status MeasureUnits();
   absl::Status SelectUnits(bool ranked);
+  // Tokens in the retrieval or the sketch zone, as far as budgets go.
+  int64_t SelectedTokens(const ZoneUnit& unit) const;
   void AddSketch(ZoneUnit& unit);
   absl::Status RankTokens();
   void ReadMostlyChosenWhole(ZoneUnit& unit);
   MassEstimate mass() const {
     return options_.zones == Zones::kPaper ? MassEstimate::kLowerBound : options_.mass;
   }
+  Ranking ranking() const {
+    return options_.zones == Zones::kPaper ? Ranking::kCentroid : Ranking::kOptimistic;
+  }
   RetrievedTokens RetrievedBy(const ZoneUnit& unit) const;
   absl::Status FlushUnits(AttendStats* stats);
-  void AddUnitRanges(ZoneUnit& unit);
+  bool OpensAll() const { return options_.open.is_ratio() && options_.open.ratio() >= 1.0; }
+  bool HasTarget() const { return options_.target_error > 0.0; }
+  int64_t AddParts(int64_t num_parts);
+  void AddSteadyRanges(const ZoneUnit& unit);
+  void AddRetrievedRanges(const ZoneUnit& unit);
   void AddChosenRanges(const ZoneUnit& unit);
-  absl::Status AttendUnits();
-  absl::Status EstimateUnits();
+  void SplitPieces(size_t first_range, PieceGroup& group);
+  absl::Status AttendPieces(PieceGroup ZoneUnit::*group);
+  absl::Status EstimateUnits(bool coarse);
+  void AddStates(const PieceGroup& group);
   absl::Status MergeUnits();
   void AccountUnit(const ZoneUnit& unit, AttendStats* stats);
   int64_t IndexBytesRead(const ZoneUnit& unit) const;

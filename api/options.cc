@@ -143,6 +143,14 @@ absl::Status ValidateAttendOptions(const AttendOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("retrieval", options.retrieval));
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("sketch", options.sketch));
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("estimation", options.estimation));
+  WAVEKV_RETURN_IF_ERROR(ValidateBudget("open", options.open));
+  if (!(options.target_error >= 0.0) || !std::isfinite(options.target_error)) {
+    return Invalid("target_error must be finite and >= 0, got {}", options.target_error);
+  }
+  if (options.target_error > 0.0 && options.zones == Zones::kPaper) {
+    return Invalid("target_error must be 0 with zones kPaper, which leaves clusters out, got {}",
+                   options.target_error);
+  }
   if (options.mass != MassEstimate::kLowerBound && options.mass != MassEstimate::kSecondOrder) {
     return Invalid("mass must be kLowerBound or kSecondOrder, got {}",
                    static_cast<int>(options.mass));

@@ -125,6 +125,15 @@ struct AttendOptions {
   // estimated mass and the value mean of their own cluster. The rest is left out by kPaper, and
   // answered by kClusters with estimated masses and value means of super-clusters.
   Budget estimation = Budget::Ratio(0.232);
+  // Sealed tokens, in whole super-clusters, best first, whose clusters are looked at; at least as
+  // many as `retrieval` and `sketch` say. All: every cluster is. Below, centroids of the clusters
+  // outside are not read, and these are answered by their super-cluster's mass: fewer bytes, but a
+  // token that its super-cluster does not recommend cannot be found.
+  Budget open = Budget::All();
+  // Read only as much as it takes for about this relative error (AttendStats::error_estimate_*),
+  // for every query head of a GQA group: `retrieval` and `sketch` become what is read at most. 0:
+  // read what they say. kSketch and kClusters only. An estimate, not a bound.
+  double target_error = 0.0;
   // kSecondOrder errs a third less on real keys (docs/wave_index.md); with kLowerBound every
   // cluster's estimated mass is a lower bound of the true one, up to the rounding of the stored
   // centroids, and so is the log-sum-exp returned for kClusters. kPaper always takes kLowerBound.

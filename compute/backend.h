@@ -11,6 +11,7 @@
 #include "compute/merge_states.h"
 #include "compute/rotate_rows.h"
 #include "compute/score_clusters.h"
+#include "compute/score_supers.h"
 #include "compute/score_tokens.h"
 #include "compute/select_clusters.h"
 #include "compute/select_tokens.h"
@@ -30,6 +31,7 @@ class Backend {
 
   virtual absl::Status ConvertRows(absl::Span<const ConvertRowsTask> tasks) = 0;
   virtual absl::Status RotateRows(absl::Span<const RotateRowsTask> tasks) = 0;
+  virtual absl::Status ScoreSupers(absl::Span<const ScoreSupersTask> tasks) = 0;
   virtual absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) = 0;
   virtual absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) = 0;
   virtual absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) = 0;

@@ -1,6 +1,7 @@
 #ifndef WAVEKV_COMPUTE_ESTIMATE_CLUSTERS_H_
 #define WAVEKV_COMPUTE_ESTIMATE_CLUSTERS_H_
 
+#include <algorithm>
 #include <cstdint>
 
 #include "compute/score_clusters.h"
@@ -42,11 +43,21 @@ namespace wavekv {
 //     which added about that, kDoubt sum_i e^{m_i} g_i / (1 + g_i); kDoubt sum_j e^{s_j} u_j over
 //     tokens; and e^{m_i} of ignored clusters.
 //   value_variance [num_queries]: squared length of the error made by the value means, relative to
-//     e^{2 lse}: kClusterVariance sum_i e^{2 m_i} super_value_spread over clusters and
-//     kTokenVariance sum_j e^{2 s_j} value_spread over tokens.
-inline constexpr float kDoubt = 0.18f;
-inline constexpr float kClusterVariance = 17.0f;
-inline constexpr float kTokenVariance = 4.25f;
+//     e^{2 lse}: sum_j e^{2 s_j} kTokenVariance value_spread over tokens of the sketch zone, and
+//     sum_i e^{2 m_i} (kClusterVariance V_i + kHiddenVariance (value_spread_i + V_i) Growth(x_i) /
+//     n_i) over clusters, V_i being the super-cluster's value spread. The second part is for the
+//     single token that a wide cluster may hide.
+inline constexpr float kDoubt = 0.19f;
+inline constexpr float kTokenVariance = 3.5f;
+inline constexpr float kClusterVariance = 13.0f;
+inline constexpr float kHiddenVariance = 0.05f;
+
+// About e^x up to x = 16, constant above: the growth of a squared mass with the variance of logits.
+inline float Growth(float x) {
+  float growth = 1.0f + std::min(x, 16.0f) / 256.0f;
+  for (int i = 0; i < 8; ++i) growth *= growth;
+  return growth;
+}
 
 struct EstimateClustersTask {
   const float* queries = nullptr;

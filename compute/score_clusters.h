@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "compute/zone.h"
 #include "storage/cluster_index.h"
 
 namespace wavekv {
@@ -19,11 +20,16 @@ namespace wavekv {
 //                      may hide a token that its centroid does not recommend;
 //                or q . c_i alone for Ranking::kCentroid
 //
+// Clusters of a super-cluster that is not opened are not scored: each takes its tokens' share of
+// the super-cluster's mass, m_i = super's log-mass + ln(n_i / super's size), and the rank score
+// -infinity.
+//
 // Shapes: queries [num_queries, head_dim_k] fp32, multiplied by the softmax scale and rotated
 // (rotate_rows.h): the GQA group's heads, which share each centroid read; log_masses and
 // rank_scores [num_queries, index->num_clusters], row h at h * stride. rank_scores == nullptr: not
-// wanted. Source: RetroInfer (arXiv 2505.02922), "Tripartite attention approximation", ranks by
-// q . c_i.
+// wanted. super_zones [index->num_supers], kSketch for those that are opened, with super_log_masses
+// [num_queries, index->num_supers], row h at h * super_stride; nullptr: all are opened. Source:
+// RetroInfer (arXiv 2505.02922), "Tripartite attention approximation", ranks by q . c_i.
 inline constexpr float kLogMassGainMax = 3.0f;
 
 enum class Ranking : uint8_t { kOptimistic = 1, kCentroid = 2 };
@@ -37,6 +43,9 @@ struct ScoreClustersTask {
   MassEstimate mass = MassEstimate::kLowerBound;
   Ranking ranking = Ranking::kOptimistic;
   float* rank_scores = nullptr;
+  const Zone* super_zones = nullptr;
+  const float* super_log_masses = nullptr;
+  int64_t super_stride = 0;
 };
 
 }  // namespace wavekv

@@ -4,25 +4,42 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "compute/zone.h"
 
 namespace wavekv {
 
-// How a query answers a cluster.
-enum class Zone : uint8_t {
-  kRetrieval = 0,   // its tokens are attended exactly
-  kSketch = 1,      // its tokens are weighed by their codes, and the best of them attended exactly
-  kEstimation = 2,  // its estimated mass times its own value mean
-  kRemainder = 3,   // its estimated mass times the value mean of its super-cluster's remainder
-  kIgnored = 4,     // not at all
+// A second end of the best ones, where the error that those behind it cause is small enough.
+//
+// The risk of item i is the squared error, relative to the squared length of the output, that it
+// causes while it is not read, for the query h that it hurts most:
+//   max_h e^{2 (log_masses[h, i] - log_scales[h])} (variances[i] + hidden_variances[i]
+//   Growth(x_hi))
+// with log_scales the logarithms of the whole mass times that length, and Growth and x_hi =
+// logit_spreads[h] key_spreads[i] as in estimate_clusters.h. Items are read in rank order until the
+// risks of the others add up to at most `limit`.
+//
+// Shapes: log_masses [num_queries, items], row h at h * stride; log_scales and logit_spreads
+// [num_queries]; variances, hidden_variances and key_spreads [items]. hidden_variances == nullptr:
+// there are none.
+struct RiskLimit {
+  const float* log_masses = nullptr;
+  int64_t stride = 0;
+  const float* log_scales = nullptr;
+  const float* variances = nullptr;
+  const float* hidden_variances = nullptr;
+  const float* key_spreads = nullptr;
+  const float* logit_spreads = nullptr;
+  double limit = 0.0;
 };
 
 // Ranks the clusters of all sealed segments for one GQA group and divides them into zones.
 //
 // The rank of a cluster is its probability by score, summed over the group's heads:
-//   p_i = sum_h exp(r_hi - ln sum_j exp(r_hj)); ties go to the lower index.
-// In rank order, clusters go to the first zone until they hold at least token_budget tokens (all of
-// them when they never do; none when the budget is 0), the next num_estimation to the estimation
-// zone, all others to the last zone.
+//   p_i = sum_h exp(r_hi - ln sum_j exp(r_hj)), and no less than the least normal number unless all
+// its scores are -infinity; ties go to the lower index. In rank order, clusters go to the first
+// zone until they hold at least token_budget tokens (all of them when they never do; none when the
+// budget is 0) or, where `risk` is given, until its limit is met; the next num_estimation go to the
+// estimation zone, all others to the last zone. Super-clusters are selected the same way.
 //
 // Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
 // stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
@@ -40,6 +57,7 @@ struct SelectClustersTask {
   Zone first_zone = Zone::kRetrieval;
   Zone last_zone = Zone::kRemainder;
   bool ranked = true;
+  const RiskLimit* risk = nullptr;
   float* probabilities = nullptr;
   Zone* zones = nullptr;
   uint32_t* retrieved = nullptr;

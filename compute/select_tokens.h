@@ -12,7 +12,8 @@ namespace wavekv {
 // A token's rank is its expected share of the attention, summed over the group's heads:
 //   p_j = sum_h exp(r_hj - ln Z_h), Z_h the mass of the sketch zone's tokens by rank score, of all
 //   other unretrieved clusters by log-mass, and e^{log_steady_h} of what is attended anyway.
-// The first token_budget tokens by rank are chosen; ties go to the lower number.
+// The first token_budget tokens by rank are chosen or, where `risk` is given (select_clusters.h),
+// fewer: until its limit is met. Ties go to the lower number.
 //
 // Shapes: rank_scores [num_queries, num_tokens], row h at h * stride; log_masses [num_queries,
 // num_clusters] alike; zones [num_clusters]; log_steady [num_queries] or nullptr for none;
@@ -28,6 +29,7 @@ struct SelectTokensTask {
   int64_t num_clusters = 0;
   const float* log_steady = nullptr;
   int64_t token_budget = 0;
+  const RiskLimit* risk = nullptr;
   float* probabilities = nullptr;
   uint8_t* chosen = nullptr;
   int64_t* num_chosen = nullptr;

@@ -27,6 +27,9 @@ int64_t Work(const ConvertRowsTask& task) { return task.num_rows * task.row_elem
 int64_t Work(const ScoreClustersTask& task) {
   return task.num_queries * task.index->num_clusters * task.index->shape.head_dim_k;
 }
+int64_t Work(const ScoreSupersTask& task) {
+  return task.num_queries * task.index->num_supers * task.index->shape.head_dim_k;
+}
 int64_t Work(const SelectClustersTask& task) {
   return (task.num_queries + 4) * task.num_clusters * 8;
 }
@@ -66,6 +69,9 @@ class CpuBackend final : public Backend {
   }
   absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) override {
     return RunTasks(tasks, cpu::ScoreClusters);
+  }
+  absl::Status ScoreSupers(absl::Span<const ScoreSupersTask> tasks) override {
+    return RunTasks(tasks, cpu::ScoreSupers);
   }
   absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) override {
     return RunTasks(tasks, cpu::SelectClusters);

@@ -198,7 +198,8 @@ void EstimateWeights::AddErrors(const EstimateClustersTask& task, int query) {
   double missing = 0.0, variance = 0.0;
   int64_t token = 0;
   for (int64_t s = 0; s < num_supers_; ++s) {
-    float cluster_squares = 0.0f;
+    const float super_spread = index.super_value_spreads[s];
+    float squares_of_means = 0.0f, hidden = 0.0f;
     for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
       const float mass = cluster_masses[i];
       if (task.zones[i] == Zone::kIgnored) {
@@ -214,13 +215,16 @@ void EstimateWeights::AddErrors(const EstimateClustersTask& task, int query) {
         missing += kDoubt * doubt;
         variance += kTokenVariance * squares * index.value_spreads[i];
       } else if (task.zones[i] != Zone::kRetrieval) {
-        const float gain = std::min(0.5f * logit_spread * index.key_spreads[i], kLogMassGainMax);
+        const float logit_variance = logit_spread * index.key_spreads[i];
+        const float gain = std::min(0.5f * logit_variance, kLogMassGainMax);
         missing +=
             mass * (task.mass == MassEstimate::kLowerBound ? gain : kDoubt * gain / (1.0f + gain));
-        cluster_squares += mass * mass;
+        squares_of_means += mass * mass;
+        hidden += mass * mass * (index.value_spreads[i] + super_spread) * Growth(logit_variance) /
+                  static_cast<float>(index.cluster_size(i));
       }
     }
-    variance += kClusterVariance * cluster_squares * index.super_value_spreads[s];
+    variance += kClusterVariance * squares_of_means * super_spread + kHiddenVariance * hidden;
   }
   missing_masses_[query] = static_cast<float>(missing);
   value_variances_[query] = static_cast<float>(variance);

@@ -12,21 +12,22 @@ namespace wavekv::cpu {
 // The bits of numbers that are not negative are ordered as the numbers are.
 inline uint32_t RankBits(float probability) { return std::bit_cast<uint32_t>(probability); }
 
-// Cuts the ranking: before the cut stand the clusters of greater bits, and of those with equal
-// bits, in index order, as many as it takes to use up `left`.
+// Cuts the ranking: before the cut stand the items of greater bits, and of those with equal bits,
+// in index order, as many as it takes to use up `left`. Weights are of type T and none is negative.
+template <typename T>
 class RankCut {
  public:
-  // The shortest prefix of the ranking whose weights (at least 1 each) reach `target`.
+  // The shortest prefix of the ranking whose weights reach `target`, all when they never do.
   template <typename Weight>
-  RankCut(const float* probabilities, int64_t count, int64_t target, const Weight& weight)
+  RankCut(const float* probabilities, int64_t count, T target, const Weight& weight)
       : left_(target) {
-    if (target <= 0) {
+    if (target <= T{0}) {
       bits_ = std::numeric_limits<uint32_t>::max();
       return;
     }
     // The sign bit is 0, so 31 bits: 11, then 10, then 10, each time among those that agree so far.
     for (auto [shift, width] : {std::pair{20, 11}, {10, 10}, {0, 10}}) {
-      int64_t weights[1 << 11] = {};
+      T weights[1 << 11] = {};
       const uint32_t mask = (1u << width) - 1;
       for (int64_t i = 0; i < count; ++i) {
         const uint32_t bits = RankBits(probabilities[i]);
@@ -41,16 +42,16 @@ class RankCut {
   }
 
   // To be asked once for every number, in index order.
-  bool Includes(uint32_t bits, int64_t weight) {
+  bool Includes(uint32_t bits, T weight) {
     if (bits != bits_) return bits > bits_;
-    if (left_ <= 0) return false;
+    if (left_ <= T{0}) return false;
     left_ -= weight;
     return true;
   }
 
  private:
   uint32_t bits_ = 0;
-  int64_t left_;
+  T left_;
 };
 
 }  // namespace wavekv::cpu

@@ -1,8 +1,10 @@
 #include "cpu/score_clusters.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "cpu/targets.h"
@@ -25,9 +27,9 @@ constexpr int kTile = 32;
 
 // Statistics of the clusters of a tile; those past its end have size 1 and no spread.
 struct TileStatistics {
-  TileStatistics(const ClusterIndex& index, int64_t first, int count) {
-    std::copy_n(index.log_sizes + first, count, log_sizes);
-    std::copy_n(index.key_spreads + first, count, key_spreads);
+  TileStatistics(const float* the_log_sizes, const float* the_key_spreads, int count) {
+    std::copy_n(the_log_sizes, count, log_sizes);
+    std::copy_n(the_key_spreads, count, key_spreads);
   }
 
   alignas(64) float log_sizes[kTile] = {};
@@ -61,17 +63,17 @@ struct Queries {
   int begin = 0;
   int count = 0;
 
-  void Load(const ScoreClustersTask& task, int first) {
-    const int dim = task.index->shape.head_dim_k;
+  void Load(const float* queries, int num_queries, const ClusterIndex& index, int first) {
+    const int dim = index.shape.head_dim_k;
     begin = first;
-    count = std::min(kQueries, task.num_queries - first);
-    values = task.queries + static_cast<int64_t>(first) * dim;
+    count = std::min(kQueries, num_queries - first);
+    values = queries + static_cast<int64_t>(first) * dim;
     for (int q = 0; q < count; ++q) {
       const float* query = values + q * dim;
       float squared = 0.0f, mean = 0.0f;
       for (int i = 0; i < dim; ++i) {
         squared += query[i] * query[i];
-        mean += query[i] * task.index->mean_key[i];
+        mean += query[i] * index.mean_key[i];
       }
       logit_spreads[q] = squared / static_cast<float>(dim);
       mean_logits[q] = mean;
@@ -109,20 +111,20 @@ void MultiplyTile(const StatisticsRows& means, StatisticsFormat format, int dim,
 }
 
 // `super_logits` [num_supers, kQueries]: products of queries and super-clusters' centroids, the
-// segment's mean included. `super`: that of the cluster before `first`, updated.
+// segment's mean included. Scores clusters [first, first + count), at most kTile, the first of
+// which belongs to `super`.
 void ScoreTile(const ScoreClustersTask& task, const Queries& queries, const float* super_logits,
-               int64_t first, int64_t* super) {
+               int64_t first, int count, int64_t super) {
   const ClusterIndex& index = *task.index;
-  const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_clusters - first));
   alignas(64) float log_masses[kQueries * kTile] = {};
-  MultiplyTile(index.centroids, index.statistics, index.shape.head_dim_k, first, index.num_clusters,
+  MultiplyTile(index.centroids, index.statistics, index.shape.head_dim_k, first, first + count,
                queries, log_masses);
   for (int i = 0; i < count; ++i) {
-    while (first + i >= index.super_offsets[*super + 1]) ++*super;
-    const float* logits = super_logits + *super * kQueries;
+    while (first + i >= index.super_offsets[super + 1]) ++super;
+    const float* logits = super_logits + super * kQueries;
     for (int q = 0; q < queries.count; ++q) log_masses[q * kTile + i] += logits[q];
   }
-  const TileStatistics statistics(index, first, count);
+  const TileStatistics statistics(index.log_sizes + first, index.key_spreads + first, count);
   alignas(64) float rank_scores[kTile];
   for (int q = 0; q < queries.count; ++q) {
     float* masses = log_masses + q * kTile;
@@ -134,6 +136,60 @@ void ScoreTile(const ScoreClustersTask& task, const Queries& queries, const floa
   }
 }
 
+// The clusters of a super-cluster that is not opened.
+void ShareMass(const ScoreClustersTask& task, const Queries& queries, int64_t super) {
+  const ClusterIndex& index = *task.index;
+  const int64_t first = index.super_offsets[super], last = index.super_offsets[super + 1];
+  const float log_size = std::log(static_cast<float>(index.super_size(super)));
+  for (int q = queries.begin; q < queries.begin + queries.count; ++q) {
+    const float log_mass = task.super_log_masses[q * task.super_stride + super];
+    float* log_masses = task.log_masses + q * task.stride;
+    for (int64_t i = first; i < last; ++i) {
+      log_masses[i] = log_mass + (index.log_sizes[i] - log_size);
+    }
+    if (task.rank_scores == nullptr) continue;
+    std::fill(task.rank_scores + q * task.stride + first, task.rank_scores + q * task.stride + last,
+              -std::numeric_limits<float>::infinity());
+  }
+}
+
+// The clusters of some queries, whose products with the super-clusters are given as to ScoreTile.
+void ScoreOpened(const ScoreClustersTask& task, const Queries& queries, const float* super_logits) {
+  const ClusterIndex& index = *task.index;
+  const auto opened = [&](int64_t s) {
+    return task.super_zones == nullptr || task.super_zones[s] == Zone::kSketch;
+  };
+  for (int64_t super = 0; super < index.num_supers;) {
+    if (!opened(super)) {
+      ShareMass(task, queries, super++);
+      continue;
+    }
+    // A run of opened ones, in tiles.
+    const int64_t first_super = super;
+    while (super < index.num_supers && opened(super)) ++super;
+    int64_t tile_super = first_super;
+    const int64_t end = index.super_offsets[super];
+    for (int64_t i = index.super_offsets[first_super]; i < end; i += kTile) {
+      while (i >= index.super_offsets[tile_super + 1]) ++tile_super;
+      const int count = static_cast<int>(std::min<int64_t>(kTile, end - i));
+      ScoreTile(task, queries, super_logits, i, count, tile_super);
+    }
+  }
+}
+
+// products [queries.count, kTile] of the queries and the super-clusters' centroids from `first` on,
+// the segment's mean included; returns how many there are.
+int MultiplySupers(const ClusterIndex& index, const Queries& queries, int64_t first,
+                   float* products) {
+  const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - first));
+  MultiplyTile(index.super_centroids, SuperFormat(index.statistics), index.shape.head_dim_k, first,
+               index.num_supers, queries, products);
+  for (int q = 0; q < queries.count; ++q) {
+    for (int i = 0; i < count; ++i) products[q * kTile + i] += queries.mean_logits[q];
+  }
+  return count;
+}
+
 void ScoreClustersOf(const ScoreClustersTask& task) {
   const ClusterIndex& index = *task.index;
   // Grows to the largest index that the thread has seen.
@@ -141,20 +197,41 @@ void ScoreClustersOf(const ScoreClustersTask& task) {
   super_logits.resize(index.num_supers * kQueries);
   Queries queries;
   for (int first = 0; first < task.num_queries; first += kQueries) {
-    queries.Load(task, first);
+    queries.Load(task.queries, task.num_queries, index, first);
     for (int64_t s = 0; s < index.num_supers; s += kTile) {
       alignas(64) float products[kQueries * kTile] = {};
-      MultiplyTile(index.super_centroids, SuperFormat(index.statistics), index.shape.head_dim_k, s,
-                   index.num_supers, queries, products);
-      for (int64_t i = 0; i < std::min<int64_t>(kTile, index.num_supers - s); ++i) {
+      const int count = MultiplySupers(index, queries, s, products);
+      for (int i = 0; i < count; ++i) {
         for (int q = 0; q < queries.count; ++q) {
-          super_logits[(s + i) * kQueries + q] = products[q * kTile + i] + queries.mean_logits[q];
+          super_logits[(s + i) * kQueries + q] = products[q * kTile + i];
         }
       }
     }
-    int64_t super = 0;
-    for (int64_t i = 0; i < index.num_clusters; i += kTile) {
-      ScoreTile(task, queries, super_logits.data(), i, &super);
+    ScoreOpened(task, queries, super_logits.data());
+  }
+}
+
+void ScoreSupersOf(const ScoreSupersTask& task) {
+  const ClusterIndex& index = *task.index;
+  Queries queries;
+  for (int first = 0; first < task.num_queries; first += kQueries) {
+    queries.Load(task.queries, task.num_queries, index, first);
+    for (int64_t s = 0; s < index.num_supers; s += kTile) {
+      alignas(64) float products[kQueries * kTile] = {};
+      alignas(64) float rank_scores[kTile], log_sizes[kTile];
+      const int count = MultiplySupers(index, queries, s, products);
+      for (int i = 0; i < count; ++i) {
+        log_sizes[i] = std::log(static_cast<float>(index.super_size(s + i)));
+      }
+      const TileStatistics statistics(log_sizes, index.super_key_spreads + s, count);
+      for (int q = 0; q < queries.count; ++q) {
+        float* log_masses = products + q * kTile;
+        AddSizesAndSpreads(statistics, queries.logit_spreads[q], task.mass, task.ranking,
+                           log_masses, rank_scores);
+        const int64_t at = (first + q) * task.stride + s;
+        std::copy_n(log_masses, count, task.log_masses + at);
+        std::copy_n(rank_scores, count, task.rank_scores + at);
+      }
     }
   }
 }
@@ -167,8 +244,11 @@ HWY_AFTER_NAMESPACE();
 namespace wavekv::cpu {
 
 HWY_EXPORT(ScoreClustersOf);
+HWY_EXPORT(ScoreSupersOf);
 
 void ScoreClusters(const ScoreClustersTask& task) { HWY_DYNAMIC_DISPATCH(ScoreClustersOf)(task); }
+
+void ScoreSupers(const ScoreSupersTask& task) { HWY_DYNAMIC_DISPATCH(ScoreSupersOf)(task); }
 
 }  // namespace wavekv::cpu
 #endif  // HWY_ONCE

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/rank_cut.h"
+#include "cpu/risk_cut.h"
 #include "cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -28,6 +29,15 @@ void SumProbabilities(const SelectClustersTask& task) {
     const float mass = MassAbove(max, scores, task.num_clusters);
     AddShares(scores, task.num_clusters, max, mass, task.probabilities);
   }
+  // What has a score at all ranks before what has none.
+  for (int64_t i = 0; i < task.num_clusters; ++i) {
+    if (task.probabilities[i] >= std::numeric_limits<float>::min()) continue;
+    for (int h = 0; h < task.num_queries; ++h) {
+      if (task.scores[h * task.stride + i] == -std::numeric_limits<float>::infinity()) continue;
+      task.probabilities[i] = std::numeric_limits<float>::min();
+      break;
+    }
+  }
 }
 
 }  // namespace
@@ -45,9 +55,12 @@ void SelectClusters(const SelectClustersTask& task) {
   const int64_t count = task.num_clusters;
 
   int64_t num_retrieved = 0;
-  RankCut retrieval(p, count, task.token_budget, [&](int64_t i) { return int64_t{task.sizes[i]}; });
+  RankCut<int64_t> budget(p, count, task.token_budget, [&](int64_t i) { return task.sizes[i]; });
+  RiskCut risk(task.risk, task.num_queries, p, count);
   for (int64_t i = 0; i < count; ++i) {
-    const bool retrieved = retrieval.Includes(RankBits(p[i]), task.sizes[i]);
+    // Both are asked about every cluster.
+    const bool risky = risk.Includes(i, RankBits(p[i]));
+    const bool retrieved = budget.Includes(RankBits(p[i]), task.sizes[i]) && risky;
     task.zones[i] = retrieved ? task.first_zone : task.last_zone;
     task.retrieved[num_retrieved] = static_cast<uint32_t>(i);
     num_retrieved += retrieved ? 1 : 0;
@@ -61,7 +74,7 @@ void SelectClusters(const SelectClustersTask& task) {
 
   // The retrieved are a prefix of the ranking, so the estimated reach from its end to this cut.
   const int64_t num_answered = num_retrieved + std::min(task.num_estimation, count);
-  RankCut estimation(p, count, num_answered, [](int64_t) { return 1; });
+  RankCut<int64_t> estimation(p, count, num_answered, [](int64_t) { return 1; });
   for (int64_t i = 0; i < count; ++i) {
     if (estimation.Includes(RankBits(p[i]), 1) && task.zones[i] != task.first_zone) {
       task.zones[i] = Zone::kEstimation;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/rank_cut.h"
+#include "cpu/risk_cut.h"
 #include "cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -57,10 +58,15 @@ void SelectTokens(const SelectTokensTask& task) {
   const auto num_others = static_cast<int64_t>(others.size()) / std::max(task.num_queries, 1);
   HWY_DYNAMIC_DISPATCH(SumShares)(task, others.data(), num_others);
 
-  RankCut cut(task.probabilities, task.num_tokens, task.token_budget, [](int64_t) { return 1; });
+  RankCut<int64_t> budget(task.probabilities, task.num_tokens, task.token_budget,
+                          [](int64_t) { return 1; });
+  RiskCut risk(task.risk, task.num_queries, task.probabilities, task.num_tokens);
   int64_t num_chosen = 0;
   for (int64_t i = 0; i < task.num_tokens; ++i) {
-    const bool chosen = cut.Includes(RankBits(task.probabilities[i]), 1);
+    const uint32_t bits = RankBits(task.probabilities[i]);
+    // Both are asked about every token.
+    const bool risky = risk.Includes(i, bits);
+    const bool chosen = budget.Includes(bits, 1) && risky;
     task.chosen[i] = chosen ? 1 : 0;
     num_chosen += chosen ? 1 : 0;
   }

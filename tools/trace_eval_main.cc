@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
@@ -72,7 +73,8 @@ absl::StatusOr<std::vector<Job>> SelectJobs(const EvalArguments& arguments,
 absl::Status WritePlot(const EvalArguments& arguments, const EvalReport& report,
                        const TraceSamples& samples) {
   std::ofstream file(arguments.plot, std::ios::binary);
-  file << FormatErrorPlot(absl::StrCat(report.rows[0].file, ", ", BudgetTitle(arguments, 0)),
+  file << FormatErrorPlot(absl::StrCat(std::filesystem::path(report.rows[0].file).stem().string(),
+                                       ": ", BudgetTitle(arguments, 0)),
                           samples.rel_errors, samples.error_estimates);
   if (file.close(); !file) {
     return absl::InvalidArgumentError(absl::StrCat("cannot write ", arguments.plot));

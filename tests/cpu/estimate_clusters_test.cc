@@ -177,10 +177,15 @@ class NaiveEstimate {
         } else if (zone == Zone::kIgnored) {
           missing += m;
         } else if (zone != Zone::kRetrieval) {
-          const double gain = std::min(q2 * index_.key_spreads[i] / dim / 2, 3.0);
+          const double x = q2 * index_.key_spreads[i] / dim;
+          const double gain = std::min(x / 2, 3.0);
+          const double super_spread = index_.super_value_spreads[s];
           const bool bound = given_.mass == MassEstimate::kLowerBound;
           missing += m * (bound ? gain : kDoubt * gain / (1 + gain));
-          variance += kClusterVariance * m * m * index_.super_value_spreads[s];
+          variance += m * m *
+                      (kClusterVariance * super_spread +
+                       kHiddenVariance * (index_.value_spreads[i] + super_spread) *
+                           std::pow(1 + std::min(x, 16.0) / 256, 256) / index_.cluster_size(i));
         }
       }
     }

@@ -55,7 +55,7 @@ class RandomIndex {
     }
     for (int d = 0; d < kv.head_dim_k; ++d) index.mean_key[d] = random.Gaussian();
     for (int d = 0; d < kv.head_dim_v; ++d) index.mean_value[d] = random.Gaussian();
-    const std::vector<double> super_centroids =
+    super_centroids_ =
         Fill(random, index.super_centroids, SuperFormat(statistics), shape.num_supers,
              kv.head_dim_k, [&](int64_t, int d) { return index.mean_key[d]; });
     super_value_means_ =
@@ -67,7 +67,7 @@ class RandomIndex {
     };
     centroids_ = Fill(random, index.centroids, statistics, num_clusters, kv.head_dim_k,
                       [&](int64_t cluster, int d) {
-                        return super_centroids[super_of(cluster) * kv.head_dim_k + d];
+                        return super_centroids_[super_of(cluster) * kv.head_dim_k + d];
                       });
     value_means_ = Fill(random, index.value_means, statistics, num_clusters, kv.head_dim_v,
                         [&](int64_t cluster, int d) {
@@ -86,6 +86,7 @@ class RandomIndex {
   const ClusterIndex& index() const { return index_; }
   // With the segment's mean; the centroids rotated, the value means not.
   const std::vector<double>& centroids() const { return centroids_; }
+  const std::vector<double>& super_centroids() const { return super_centroids_; }
   const std::vector<double>& value_means() const { return value_means_; }
   const std::vector<double>& super_value_means() const { return super_value_means_; }
   // The elements of a token's code, and element d of its value.
@@ -143,6 +144,7 @@ class RandomIndex {
   std::unique_ptr<std::byte, Free> extent_;
   ClusterIndex index_;
   std::vector<double> centroids_;
+  std::vector<double> super_centroids_;
   std::vector<double> value_means_;
   std::vector<double> super_value_means_;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "tests/cpu/backend_fixture.h"
@@ -85,6 +86,95 @@ TEST_F(ScoreClustersTest, AnyNumberOfQueriesSharesTheCentroids) {
   WAVEKV_TRACE_SEED(random);
   for (int num_queries : kQueryCounts)
     ExpectRight(random, 64, StatisticsFormat::kInt8, 19, num_queries);
+}
+
+TEST_F(ScoreClustersTest, SuperClustersAreScoredLikeClusters) {
+  Random random(54);
+  WAVEKV_TRACE_SEED(random);
+  for (const StatisticsFormat statistics : kAllStatistics) {
+    for (const int64_t num_clusters : {1, 40, 1500}) {
+      const int dim = 72, num_queries = 18;
+      const RandomIndex random_index(random, {dim, 8, DType::kBFloat16}, statistics, num_clusters);
+      const ClusterIndex& index = random_index.index();
+      const std::vector<float> queries = random.Gaussians(num_queries * dim, 0.3f);
+      const int64_t stride = index.num_supers + 2;
+      ForEachTarget([&] {
+        std::vector<float> masses = Poison(num_queries * stride);
+        std::vector<float> scores = Poison(num_queries * stride);
+        const ScoreSupersTask task = {.queries = queries.data(),
+                                      .num_queries = num_queries,
+                                      .index = &index,
+                                      .mass = MassEstimate::kSecondOrder,
+                                      .log_masses = masses.data(),
+                                      .rank_scores = scores.data(),
+                                      .stride = stride};
+        ASSERT_TRUE(backend().ScoreSupers({&task, 1}).ok());
+        for (int64_t h = 0; h < num_queries; ++h) {
+          double squared = 0.0;
+          for (int d = 0; d < dim; ++d) squared += std::pow(queries[h * dim + d], 2);
+          for (int64_t s = 0; s < index.num_supers; ++s) {
+            double mass = std::log(index.super_size(s));
+            for (int d = 0; d < dim; ++d) {
+              mass += static_cast<double>(queries[h * dim + d]) *
+                      random_index.super_centroids()[s * dim + d];
+            }
+            const double variance = squared / dim * index.super_key_spreads[s];
+            mass += std::min<double>(variance / 2, kLogMassGainMax);
+            ASSERT_NEAR(masses[h * stride + s], mass, 1e-4) << h << " " << s;
+            ASSERT_NEAR(scores[h * stride + s], mass + std::sqrt(variance), 1e-4) << h << " " << s;
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST_F(ScoreClustersTest, ClustersThatAreNotOpenedShareTheMassOfTheirSuperCluster) {
+  Random random(55);
+  WAVEKV_TRACE_SEED(random);
+  const int dim = 64, num_queries = 5;
+  const RandomIndex random_index(random, {dim, 8, DType::kBFloat16}, StatisticsFormat::kInt4, 900);
+  const ClusterIndex& index = random_index.index();
+  const std::vector<float> queries = random.Gaussians(num_queries * dim, 0.3f);
+  const std::vector<float> super_masses = random.Gaussians(num_queries * index.num_supers, 4.0f);
+  for (const int percent : {0, 30, 100}) {
+    std::vector<Zone> zones;
+    for (int64_t s = 0; s < index.num_supers; ++s) {
+      zones.push_back(random.Integer(0, 99) < percent ? Zone::kSketch : Zone::kRemainder);
+    }
+    ForEachTarget([&] {
+      std::vector<float> all_masses = Poison(num_queries * 900), all_scores = all_masses;
+      std::vector<float> masses = all_masses, scores = all_masses;
+      ScoreClustersTask task = {.queries = queries.data(),
+                                .num_queries = num_queries,
+                                .index = &index,
+                                .log_masses = all_masses.data(),
+                                .stride = 900,
+                                .rank_scores = all_scores.data()};
+      ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
+      task.log_masses = masses.data();
+      task.rank_scores = scores.data();
+      task.super_zones = zones.data();
+      task.super_log_masses = super_masses.data();
+      task.super_stride = index.num_supers;
+      ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
+      for (int h = 0; h < num_queries; ++h) {
+        for (int64_t s = 0; s < index.num_supers; ++s) {
+          for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
+            const int64_t at = h * 900 + i;
+            if (zones[s] == Zone::kSketch) {
+              ASSERT_EQ(masses[at], all_masses[at]);
+              ASSERT_EQ(scores[at], all_scores[at]);
+              continue;
+            }
+            const double share = static_cast<double>(index.cluster_size(i)) / index.super_size(s);
+            ASSERT_NEAR(masses[at], super_masses[h * index.num_supers + s] + std::log(share), 1e-5);
+            ASSERT_EQ(scores[at], -std::numeric_limits<float>::infinity());
+          }
+        }
+      }
+    });
+  }
 }
 
 TEST_F(ScoreClustersTest, AnyNumberOfClusters) {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "compute/estimate_clusters.h"
 #include "tests/cpu/backend_fixture.h"
 
 namespace wavekv::testing {
@@ -23,8 +24,8 @@ struct Selection {
 class SelectClustersTest : public BackendFixture {
  protected:
   Selection Select(const std::vector<float>& log_masses, int num_queries,
-                   const std::vector<uint32_t>& sizes, int64_t token_budget,
-                   int64_t num_estimation) {
+                   const std::vector<uint32_t>& sizes, int64_t token_budget, int64_t num_estimation,
+                   const RiskLimit* risk = nullptr) {
     const int64_t n = sizes.size();
     Selection selection = {Poison(n), std::vector<Zone>(n, Zone{99}),
                            std::vector<uint32_t>(n, ~0u)};
@@ -36,6 +37,7 @@ class SelectClustersTest : public BackendFixture {
                                      .num_clusters = n,
                                      .token_budget = token_budget,
                                      .num_estimation = num_estimation,
+                                     .risk = risk,
                                      .probabilities = selection.probabilities.data(),
                                      .zones = selection.zones.data(),
                                      .retrieved = selection.retrieved.data(),
@@ -169,9 +171,72 @@ TEST_F(SelectClustersTest, HugeAndUnderflowingMassesStayDefined) {
   ForEachTarget([&] {
     const Selection selection = Select(masses, 1, sizes, 5, 0);
     EXPECT_NEAR(selection.probabilities[0], 0.5f, 1e-6);
-    EXPECT_EQ(selection.probabilities[1], 0.0f);
+    EXPECT_EQ(selection.probabilities[1], std::numeric_limits<float>::min());
     EXPECT_EQ(selection.retrieved, (std::vector<uint32_t>{0, 2, 1, 3, 4}));
   });
+}
+
+TEST_F(SelectClustersTest, WhatHasNoScoreRanksLast) {
+  const std::vector<uint32_t> sizes(4, 1);
+  const std::vector<float> scores = {-kInfinity, 900.0f, -kInfinity, -900.0f};
+  ForEachTarget([&] {
+    EXPECT_EQ(Select(scores, 1, sizes, 2, 0).retrieved, (std::vector<uint32_t>{1, 3}));
+    EXPECT_EQ(Select(scores, 1, sizes, 3, 0).retrieved, (std::vector<uint32_t>{1, 3, 0}));
+  });
+}
+
+TEST_F(SelectClustersTest, TheFirstZoneEndsWhereTheOthersRiskIsSmallEnough) {
+  Random random(64);
+  WAVEKV_TRACE_SEED(random);
+  for (const int64_t n : {1, 7, 400}) {
+    const int num_queries = 3;
+    const std::vector<uint32_t> sizes = RandomSizes(random, n);
+    const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    const std::vector<float> scores = random.Gaussians(n * num_queries, 2.0f);
+    const std::vector<float> masses = random.Gaussians(n * num_queries, 2.0f);
+    const std::vector<float> scales = random.Gaussians(num_queries, 1.0f);
+    std::vector<float> variances = random.Gaussians(n, 1.0f);
+    for (float& variance : variances) variance *= variance;
+    std::vector<float> hidden = random.Gaussians(n, 0.1f), key_spreads = random.Gaussians(n, 1.0f);
+    for (float& variance : hidden) variance *= variance;
+    for (float& spread : key_spreads) spread *= spread;
+    const std::vector<float> logit_spreads = {0.5f, 4.0f, 90.0f};
+    std::vector<double> risks(n, 0.0);
+    for (int h = 0; h < num_queries; ++h) {
+      for (int64_t i = 0; i < n; ++i) {
+        const double log_share = static_cast<double>(masses[h * n + i]) - scales[h];
+        const double x = static_cast<double>(logit_spreads[h]) * key_spreads[i];
+        const double factor = variances[i] + hidden[i] * Growth(static_cast<float>(x));
+        risks[i] = std::max(risks[i], factor * std::exp(2.0 * log_share));
+      }
+    }
+    const double all = std::accumulate(risks.begin(), risks.end(), 0.0);
+    for (const double share : {0.0, 1e-4, 0.03, 0.5, 0.97, 1.5}) {
+      const RiskLimit limit = {.log_masses = masses.data(),
+                               .stride = n,
+                               .log_scales = scales.data(),
+                               .variances = variances.data(),
+                               .hidden_variances = hidden.data(),
+                               .key_spreads = key_spreads.data(),
+                               .logit_spreads = logit_spreads.data(),
+                               .limit = share * all};
+      ForEachTarget([&] {
+        const Selection free = Select(scores, num_queries, sizes, total, 0, &limit);
+        double left = all;
+        for (const uint32_t i : free.retrieved) left -= risks[i];
+        EXPECT_LE(left, limit.limit + 1e-5 * all);
+        if (!free.retrieved.empty()) {
+          EXPECT_GE(left + risks[free.retrieved.back()], limit.limit - 1e-5 * all);
+        }
+        EXPECT_EQ(free.retrieved.empty(), share > 1.0);
+        // The budget holds as well: whichever ends first.
+        const Selection bound = Select(scores, num_queries, sizes, total / 3, 0);
+        Selection both = Select(scores, num_queries, sizes, total / 3, 0, &limit);
+        EXPECT_EQ(both.retrieved, free.retrieved.size() < bound.retrieved.size() ? free.retrieved
+                                                                                 : bound.retrieved);
+      });
+    }
+  }
 }
 
 TEST_F(SelectClustersTest, NoClustersGiveNoRetrieval) {

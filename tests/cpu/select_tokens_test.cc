@@ -100,6 +100,37 @@ TEST_F(SelectTokensTest, EqualTokensAreChosenInOrder) {
   for (int i = 0; i < 50; ++i) EXPECT_EQ(chosen[i], i < 20 ? 1 : 0);
 }
 
+TEST_F(SelectTokensTest, FewerAreChosenWhereTheOthersRiskIsSmallEnough) {
+  // Shares of 1/2, 1/4, 1/8, ...: each risk is a quarter of the one before.
+  std::vector<float> logits;
+  for (int i = 0; i < 20; ++i) logits.push_back(-0.6931472f * static_cast<float>(i + 1));
+  const std::vector<float> variances(20, 3.0f), log_scales = {0.0f};
+  RiskLimit risk = {.log_masses = logits.data(),
+                    .stride = 20,
+                    .log_scales = log_scales.data(),
+                    .variances = variances.data()};
+  std::vector<float> probabilities(20);
+  std::vector<uint8_t> chosen(20);
+  int64_t num_chosen = 0;
+  const SelectTokensTask task = {.rank_scores = logits.data(),
+                                 .stride = 20,
+                                 .num_queries = 1,
+                                 .num_tokens = 20,
+                                 .token_budget = 6,
+                                 .risk = &risk,
+                                 .probabilities = probabilities.data(),
+                                 .chosen = chosen.data(),
+                                 .num_chosen = &num_chosen};
+  // Behind i tokens, 4^-i is left.
+  const std::pair<double, int> cases[] = {{2.0, 0}, {0.3, 1}, {0.05, 3}, {0.005, 4}, {1e-9, 6}};
+  for (const auto& [limit, count] : cases) {
+    risk.limit = limit;
+    ForEachTarget([&] { ASSERT_TRUE(backend().SelectTokens({&task, 1}).ok()); });
+    EXPECT_EQ(num_chosen, count) << limit;
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(chosen[i], i < count ? 1 : 0) << limit;
+  }
+}
+
 TEST_F(SelectTokensTest, NoTokensGiveNoChoice) {
   int64_t num_chosen = -1;
   const SelectTokensTask task = {.num_queries = 1, .token_budget = 3, .num_chosen = &num_chosen};

@@ -76,6 +76,7 @@ class NaiveBackend : public Backend {
   }
 
   absl::Status ScoreClusters(absl::Span<const ScoreClustersTask>) override { return Missing(); }
+  absl::Status ScoreSupers(absl::Span<const ScoreSupersTask>) override { return Missing(); }
   absl::Status SelectClusters(absl::Span<const SelectClustersTask>) override { return Missing(); }
   absl::Status RotateRows(absl::Span<const RotateRowsTask>) override { return Missing(); }
   absl::Status ScoreTokens(absl::Span<const ScoreTokensTask>) override { return Missing(); }

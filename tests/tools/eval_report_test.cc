@@ -73,6 +73,10 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
                                 "0",
                                 "--seed",
                                 "7",
+                                "--open",
+                                "0.4",
+                                "--target-error",
+                                "0.02",
                                 "--plot",
                                 "p.svg"});
   ASSERT_TRUE(arguments.ok()) << arguments.status();
@@ -98,6 +102,8 @@ TEST(EvalArgumentsTest, ReadsEveryOption) {
   EXPECT_EQ(arguments->eval.index.kmeans_iterations, 0);
   EXPECT_EQ(arguments->eval.index.seed, 7u);
   EXPECT_EQ(arguments->plot, "p.svg");
+  EXPECT_EQ(arguments->eval.budgets[0].open.ratio(), 0.4);
+  EXPECT_EQ(arguments->eval.budgets[0].target_error, 0.02);
   EXPECT_EQ(arguments->format, EvalArguments::Format::kCsv);
 }
 
@@ -127,6 +133,8 @@ TEST(EvalArgumentsTest, BadOptionsAreNamed) {
       {{"f", "--zones", "paper,all"}, "--zones: expected sketch, clusters or paper, got 'all'"},
       {{"f", "--code-bits", "3"}, "index.code_bits must be 1, 2, 4 or 0, got 3"},
       {{"f", "--mass", "best"}, "--mass: expected second-order or lower-bound, got 'best'"},
+      {{"f", "--target-error", "-1"},
+       "--target-error: expected errors >= 0, such as 0.02, got '-1'"},
       {{"f", "--k", "0"}, "--k: expected numbers >= 1, got '0'"},
       {{"f", "--scale", "0"}, "--scale: expected a factor > 0, got '0'"},
       {{"f", "--scale", "inf"}, "--scale: expected a factor > 0, got 'inf'"},
@@ -189,7 +197,7 @@ TEST(EvalReportTest, CsvHasARowPerHeadAndOneOverAll) {
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4);
   EXPECT_THAT(
       text,
-      HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.018,0.25,0.232,second-order,4,0.25,0.5,"));
+      HasSubstr("\n\"a,b.safetensors\",3,1,sketch,0.018,0.25,0.232,1,0,second-order,4,0.25,0.5,"));
   EXPECT_THAT(text, HasSubstr("\noverall,all,all,"));
 }
 
@@ -200,7 +208,7 @@ TEST(EvalReportTest, TheTableNamesFileHeadsAndColumns) {
   EXPECT_THAT(text, HasSubstr("a,b.safetensors\n"));
   EXPECT_THAT(text, HasSubstr("recall@100"));
   EXPECT_THAT(text, HasSubstr("overall, 4 samples"));
-  EXPECT_THAT(text, HasSubstr("\n  all  all   sketch     0.018      0.25     0.7500"));
+  EXPECT_THAT(text, HasSubstr("\n  all  all   sketch     0.018      0.25    1      0     0.7500"));
 }
 
 TEST(ErrorPlotTest, HasADotForEverySample) {

@@ -34,6 +34,7 @@ enum Option : int {
   kLayers,
   kMass,
   kNoMerge,
+  kOpen,
   kPlot,
   kPromptTokens,
   kQueryType,
@@ -42,6 +43,7 @@ enum Option : int {
   kSeed,
   kSketch,
   kStatistics,
+  kTargetError,
   kThreads,
   kTokensPerCluster,
   kZones,
@@ -63,6 +65,7 @@ constexpr option kOptions[] = {
     {"layers", required_argument, nullptr, kLayers},
     {"mass", required_argument, nullptr, kMass},
     {"no-merge", no_argument, nullptr, kNoMerge},
+    {"open", required_argument, nullptr, kOpen},
     {"plot", required_argument, nullptr, kPlot},
     {"prompt-tokens", required_argument, nullptr, kPromptTokens},
     {"query-type", required_argument, nullptr, kQueryType},
@@ -71,6 +74,7 @@ constexpr option kOptions[] = {
     {"seed", required_argument, nullptr, kSeed},
     {"sketch", required_argument, nullptr, kSketch},
     {"statistics", required_argument, nullptr, kStatistics},
+    {"target-error", required_argument, nullptr, kTargetError},
     {"threads", required_argument, nullptr, kThreads},
     {"tokens-per-cluster", required_argument, nullptr, kTokensPerCluster},
     {"zones", required_argument, nullptr, kZones},
@@ -168,6 +172,18 @@ absl::StatusOr<std::vector<int64_t>> ParseKs(const char* list) {
   return ks;
 }
 
+absl::StatusOr<std::vector<double>> ParseErrors(absl::string_view option, const char* list) {
+  std::vector<double> errors;
+  for (const absl::string_view text : absl::StrSplit(list, ',')) {
+    double error = 0.0;
+    if (!absl::SimpleAtod(text, &error) || !std::isfinite(error) || error < 0.0) {
+      return OptionError(option, "errors >= 0, such as 0.02", text);
+    }
+    errors.push_back(error);
+  }
+  return errors;
+}
+
 absl::Status ParseInt(absl::string_view option, const char* text, int* value) {
   int64_t number = 0;
   if (!ParseNumber(text, 0, &number)) {
@@ -192,6 +208,8 @@ struct Budgets {
   std::vector<Budget> retrieval;                         // empty: those of the zones
   std::vector<Budget> sketch;
   std::vector<Budget> estimation;
+  std::vector<Budget> open = {AttendOptions().open};
+  std::vector<double> target_errors = {0.0};
   MassEstimate mass = AttendOptions().mass;
 };
 
@@ -229,6 +247,14 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
       return ParseInt("clusters-per-super", value, &arguments.eval.index.clusters_per_super);
     case kEstimation: {
       WAVEKV_ASSIGN_OR_RETURN(budgets.estimation, ParseBudgets("estimation", value));
+      break;
+    }
+    case kOpen: {
+      WAVEKV_ASSIGN_OR_RETURN(budgets.open, ParseBudgets("open", value));
+      break;
+    }
+    case kTargetError: {
+      WAVEKV_ASSIGN_OR_RETURN(budgets.target_errors, ParseErrors("target-error", value));
       break;
     }
     case kMass: {
@@ -319,7 +345,7 @@ bool SameBudget(const Budget& a, const Budget& b) {
 bool SameOptions(const AttendOptions& a, const AttendOptions& b) {
   return a.zones == b.zones && SameBudget(a.retrieval, b.retrieval) &&
          SameBudget(a.sketch, b.sketch) && SameBudget(a.estimation, b.estimation) &&
-         a.mass == b.mass;
+         SameBudget(a.open, b.open) && a.target_error == b.target_error && a.mass == b.mass;
 }
 
 // Every combination of the lists; the engine's defaults among them where the format shows them
@@ -338,7 +364,13 @@ void SetBudgets(const Budgets& budgets, EvalArguments& arguments) {
       if (!budgets.retrieval.empty()) options.retrieval = budgets.retrieval[i / num_second];
       if (!second.empty()) (sketch ? options.sketch : options.estimation) = second[i % num_second];
       if (zones.zones != Zones::kPaper) options.mass = budgets.mass;
-      all.push_back(options);
+      for (const Budget& open : budgets.open) {
+        for (const double target_error : budgets.target_errors) {
+          options.open = open;
+          options.target_error = zones.zones == Zones::kPaper ? 0.0 : target_error;
+          all.push_back(options);
+        }
+      }
     }
   }
   if (arguments.format != EvalArguments::Format::kJson) return;
@@ -392,6 +424,9 @@ attention in double precision. docs/trace_format.md defines the files and the nu
                                tokens such as 0.018 or 1.8%, or numbers of tokens such as 512t
       --sketch LIST            budgets of the sketch zone (0.25); every combination is evaluated
       --estimation LIST        the same of the estimation zone, for clusters and paper (0.232)
+      --open LIST              budgets of super-clusters whose clusters are looked at (1)
+      --target-error LIST      read as little as this error takes; the budgets are the most that is
+                               read (0: read what the budgets say); not for paper
       --mass M                 second-order (default) or lower-bound
       --k LIST                 recall is measured among this many tokens (100)
       --scale F                multiplies the recorded softmax scale: 2 makes attention sharper

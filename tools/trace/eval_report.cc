@@ -66,8 +66,8 @@ std::vector<std::pair<std::string, double>> Numbers(const EvalArguments& argumen
 std::string FormatTable(const EvalArguments& arguments, const EvalReport& report) {
   std::string text;
   const auto header = [&] {
-    absl::StrAppend(&text, fmt::format("{:>5} {:>4} {:>8} {:>9} {:>9}", "layer", "head", "zones",
-                                       "retrieval", "next"));
+    absl::StrAppend(&text, fmt::format("{:>5} {:>4} {:>8} {:>9} {:>9} {:>4} {:>6}", "layer", "head",
+                                       "zones", "retrieval", "next", "open", "target"));
     for (const int64_t k : arguments.eval.recall_ks) {
       absl::StrAppend(&text, fmt::format(" {:>10}", fmt::format("recall@{}", k)));
     }
@@ -80,9 +80,10 @@ std::string FormatTable(const EvalArguments& arguments, const EvalReport& report
   const auto line = [&](const std::string& layer, const std::string& head, size_t budget,
                         const TraceSummary& summary) {
     const AttendOptions& options = arguments.eval.budgets[budget];
-    absl::StrAppend(
-        &text, fmt::format("{:>5} {:>4} {:>8} {:>9} {:>9}", layer, head, ZonesName(options.zones),
-                           BudgetText(options.retrieval), BudgetText(SecondBudget(options))));
+    absl::StrAppend(&text, fmt::format("{:>5} {:>4} {:>8} {:>9} {:>9} {:>4} {:>6.4g}", layer, head,
+                                       ZonesName(options.zones), BudgetText(options.retrieval),
+                                       BudgetText(SecondBudget(options)), BudgetText(options.open),
+                                       options.target_error));
     for (const double recall : summary.recalls) {
       absl::StrAppend(&text, fmt::format(" {:>10.4f}", recall));
     }
@@ -112,7 +113,9 @@ std::string FormatTable(const EvalArguments& arguments, const EvalReport& report
 }
 
 std::string FormatCsv(const EvalArguments& arguments, const EvalReport& report) {
-  std::string text = "file,layer,kv_head,zones,retrieval,sketch,estimation,mass_estimate,samples";
+  std::string text =
+      "file,layer,kv_head,zones,retrieval,sketch,estimation,open,target_error,mass_estimate,"
+      "samples";
   for (const auto& [name, value] : Numbers(arguments, report.budgets[0])) {
     absl::StrAppend(&text, ",", name);
   }
@@ -123,6 +126,7 @@ std::string FormatCsv(const EvalArguments& arguments, const EvalReport& report) 
     absl::StrAppend(&text, CsvField(file), ",", layer, ",", head, ",");
     absl::StrAppend(&text, ZonesName(options.zones), ",", BudgetText(options.retrieval), ",",
                     BudgetText(options.sketch), ",", BudgetText(options.estimation), ",",
+                    BudgetText(options.open), ",", options.target_error, ",",
                     MassName(options.mass), ",", summary.num_samples);
     for (const auto& [name, value] : Numbers(arguments, summary)) {
       absl::StrAppend(&text, ",", fmt::format("{:.9g}", value));
@@ -150,6 +154,8 @@ void AddSummary(const EvalArguments& arguments, size_t budget, const TraceSummar
   json["retrieval"] = BudgetJson(options.retrieval);
   json["sketch"] = BudgetJson(options.sketch);
   json["estimation"] = BudgetJson(options.estimation);
+  json["open"] = BudgetJson(options.open);
+  json["target_error"] = options.target_error;
   json["mass_estimate"] = MassName(options.mass);
   json["default"] = budget == arguments.default_budget;
   json["samples"] = summary.num_samples;
@@ -186,8 +192,12 @@ std::string FormatJson(const EvalArguments& arguments, const EvalReport& report)
 
 std::string BudgetTitle(const EvalArguments& arguments, size_t budget) {
   const AttendOptions& options = arguments.eval.budgets[budget];
-  return absl::StrCat(ZonesName(options.zones), " ", BudgetText(options.retrieval), ", ",
-                      BudgetText(SecondBudget(options)));
+  std::string title = absl::StrCat(ZonesName(options.zones), " ", BudgetText(options.retrieval),
+                                   ", ", BudgetText(SecondBudget(options)));
+  if (options.target_error > 0.0) {
+    absl::StrAppend(&title, fmt::format(", target {:.6g}", options.target_error));
+  }
+  return title;
 }
 
 std::string FormatReport(const EvalArguments& arguments, const EvalReport& report) {

@@ -1,0 +1,395 @@
+// The part of AttendStep that decides what rows answered by zones read: score, select.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "api/attend_step.h"
+#include "storage/status_macros.h"
+
+namespace wavekv {
+namespace {
+
+// Shares of target_error squared that may be left to clusters and to tokens that are not read; what
+// remains is for mass that may be missing. Chosen so that steps whose budgets do not end them first
+// have the error estimate asked for (docs/wave_index.md).
+constexpr double kClusterRisk = 0.4;
+constexpr double kTokenRisk = 0.4;
+
+}  // namespace
+
+absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
+  std::vector<RetrievedTokens> all;
+  for (const SequenceView& view : ws_.views) {
+    for (int64_t row = 0; row < view.num_rows; ++row) AddUnits(view, row);
+  }
+  WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/true));
+  for (const ZoneUnit& unit : ws_.units) all.push_back(RetrievedBy(unit));
+  ClearUnits();
+  return all;
+}
+
+RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
+  // Where the tokens of a cluster stand in `chosen`, by number of the cluster in the unit.
+  std::vector<int64_t> first_tokens;
+  if (options_.zones == Zones::kSketch) {
+    int64_t token = unit.first_sketch_token;
+    for (int64_t i = 0; i < unit.num_clusters; ++i) {
+      first_tokens.push_back(token);
+      if (ws_.clusters.zones[unit.first_cluster + i] == Zone::kSketch) {
+        token += ws_.clusters.sizes[unit.first_cluster + i];
+      }
+    }
+  }
+  RetrievedTokens tokens;
+  for (int64_t i = 0; i < unit.num_retrieved; ++i) {
+    const uint32_t id = ws_.clusters.retrieved[unit.first_cluster + i];
+    int64_t cluster = id;
+    int64_t at = unit.first_index;
+    while (cluster >= ws_.indexes[at]->num_clusters) cluster -= ws_.indexes[at++]->num_clusters;
+    const ClusterIndex& index = *ws_.indexes[at];
+    tokens.clusters.push_back({index.position_begin, cluster, index.cluster_size(cluster),
+                               ws_.clusters.probabilities[unit.first_cluster + id]});
+    const KvRange range = index.cluster_range(cluster);
+    for (int64_t token = 0; token < range.num_tokens; ++token) {
+      if (!first_tokens.empty() && ws_.chosen[first_tokens[id] + token] == 0) continue;
+      tokens.positions.push_back(range.position_begin + range.positions[token]);
+    }
+  }
+  return tokens;
+}
+
+absl::Status AttendStep::RankUnits(bool ranked) {
+  for (ZoneUnit& unit : ws_.units) unit.first_estimate = AddParts(unit.num_indexes);
+  {
+    const PhaseSpan span = Span(Phase::kRank);
+    WAVEKV_RETURN_IF_ERROR(ScoreUnits());
+  }
+  if (HasTarget()) WAVEKV_RETURN_IF_ERROR(MeasureUnits());
+  const PhaseSpan span = Span(Phase::kRank);
+  WAVEKV_RETURN_IF_ERROR(SelectUnits(ranked));
+  if (options_.zones != Zones::kSketch) return absl::OkStatus();
+  return RankTokens();
+}
+
+// Opens the super-clusters that hold the best `open` of the tokens, and at least as many as are
+// retrieved or sketched.
+absl::Status AttendStep::OpenSupers() {
+  RankedLevel& supers = ws_.supers;
+  supers.log_masses.resize(supers.sizes.size() * group_);
+  supers.rank_scores.resize(supers.sizes.size() * group_);
+  supers.probabilities.resize(supers.sizes.size());
+  supers.zones.resize(supers.sizes.size());
+  supers.retrieved.resize(supers.sizes.size());
+  ws_.score_supers_tasks.clear();
+  ws_.select_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    ZoneUnit& unit = ws_.units[u];
+    int64_t super = unit.first_super * group_;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      ScoreSupersTask score;
+      score.queries = ws_.rotated_queries.data() + u * group_ * model_.head_dim_k;
+      score.num_queries = group_;
+      score.index = ws_.indexes[unit.first_index + i];
+      score.mass = mass();
+      score.ranking = ranking();
+      score.log_masses = supers.log_masses.data() + super;
+      score.rank_scores = supers.rank_scores.data() + super;
+      score.stride = unit.num_supers;
+      ws_.score_supers_tasks.push_back(score);
+      super += score.index->num_supers;
+    }
+    SelectClustersTask select;
+    select.scores = supers.rank_scores.data() + unit.first_super * group_;
+    select.stride = unit.num_supers;
+    select.num_queries = group_;
+    select.sizes = supers.sizes.data() + unit.first_super;
+    select.num_clusters = unit.num_supers;
+    select.token_budget = std::max(options_.open.Resolve(unit.sealed_tokens), SelectedTokens(unit));
+    select.first_zone = Zone::kSketch;
+    select.ranked = false;
+    select.probabilities = supers.probabilities.data() + unit.first_super;
+    select.zones = supers.zones.data() + unit.first_super;
+    select.retrieved = supers.retrieved.data() + unit.first_super;
+    select.num_retrieved = &unit.num_retrieved;  // until clusters are selected
+    ws_.select_tasks.push_back(select);
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.ScoreSupers(ws_.score_supers_tasks));
+  return backend_.SelectClusters(ws_.select_tasks);
+}
+
+absl::Status AttendStep::ScoreUnits() {
+  // Sized once all units are known, and not cleared: what is written first need not be zero.
+  ws_.clusters.log_masses.resize(ws_.clusters.sizes.size() * group_);
+  ws_.clusters.rank_scores.resize(ws_.clusters.sizes.size() * group_);
+  ws_.rotated_queries.resize(ws_.units.size() * group_ * model_.head_dim_k);
+  ws_.rotate_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    ws_.rotate_tasks.push_back({ws_.queries.data() + ws_.units[u].first_state * model_.head_dim_k,
+                                ws_.rotated_queries.data() + u * group_ * model_.head_dim_k, group_,
+                                model_.head_dim_k});
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.RotateRows(ws_.rotate_tasks));
+  if (!OpensAll()) WAVEKV_RETURN_IF_ERROR(OpenSupers());
+
+  ws_.score_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    const ZoneUnit& unit = ws_.units[u];
+    int64_t cluster = unit.first_cluster * group_;
+    int64_t super = 0;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      ScoreClustersTask score;
+      score.queries = ws_.rotated_queries.data() + u * group_ * model_.head_dim_k;
+      score.num_queries = group_;
+      score.index = ws_.indexes[unit.first_index + i];
+      score.log_masses = ws_.clusters.log_masses.data() + cluster;
+      score.stride = unit.num_clusters;
+      score.mass = mass();
+      score.ranking = ranking();
+      score.rank_scores = ws_.clusters.rank_scores.data() + cluster;
+      if (!OpensAll()) {
+        score.super_zones = ws_.supers.zones.data() + unit.first_super + super;
+        score.super_log_masses = ws_.supers.log_masses.data() + unit.first_super * group_ + super;
+        score.super_stride = unit.num_supers;
+      }
+      ws_.score_tasks.push_back(score);
+      cluster += score.index->num_clusters;
+      super += score.index->num_supers;
+    }
+  }
+  return backend_.ScoreClusters(ws_.score_tasks);
+}
+
+// A first look at the outputs, for target_error: the steady zone exactly, all else by means of
+// super-clusters. Errors are relative to its length, which is the best that is known before rows
+// are read.
+absl::Status AttendStep::MeasureUnits() {
+  ws_.clusters.zones.assign(ws_.clusters.sizes.size(), Zone::kRemainder);
+  for (ZoneUnit& unit : ws_.units) {
+    const size_t first_range = ws_.ranges.size();
+    AddSteadyRanges(unit);
+    SplitPieces(first_range, unit.steady);
+  }
+  WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::steady));
+  WAVEKV_RETURN_IF_ERROR(EstimateUnits(/*coarse=*/true));
+
+  ws_.coarse_lses.resize(ws_.units.size() * group_);
+  ws_.coarse_outputs.resize(ws_.units.size() * group_ * model_.head_dim_v);
+  ws_.states.clear();
+  for (const ZoneUnit& unit : ws_.units) {
+    AddStates(unit.steady);
+    AddStates({0, static_cast<size_t>(unit.num_indexes), unit.first_estimate});
+  }
+  ws_.merge_tasks.clear();
+  auto states = absl::MakeConstSpan(ws_.states);
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    const auto all = states.first(ws_.units[u].steady.num_pieces + ws_.units[u].num_indexes);
+    states.remove_prefix(all.size());
+    ws_.merge_tasks.push_back({all, group_, model_.head_dim_v,
+                               ws_.coarse_outputs.data() + u * group_ * model_.head_dim_v,
+                               ws_.coarse_lses.data() + u * group_});
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.MergeStates(ws_.merge_tasks));
+
+  const auto squared_length = [](const float* row, int dim) {
+    double squared = 0.0;
+    for (int d = 0; d < dim; ++d) squared += double{row[d]} * row[d];
+    return static_cast<float>(squared);
+  };
+  ws_.log_scales.resize(ws_.coarse_lses.size());
+  ws_.logit_spreads.resize(ws_.coarse_lses.size());
+  for (size_t state = 0; state < ws_.coarse_lses.size(); ++state) {
+    const float* output = ws_.coarse_outputs.data() + state * model_.head_dim_v;
+    const float squared =
+        std::max(squared_length(output, model_.head_dim_v), std::numeric_limits<float>::min());
+    ws_.log_scales[state] = ws_.coarse_lses[state] + 0.5f * std::log(squared);
+    const float* query = ws_.rotated_queries.data() + state * model_.head_dim_k;
+    ws_.logit_spreads[state] =
+        squared_length(query, model_.head_dim_k) / static_cast<float>(model_.head_dim_k);
+  }
+
+  ws_.cluster_variances.clear();
+  ws_.hidden_variances.clear();
+  ws_.key_spreads.clear();
+  for (const ClusterIndex* index : ws_.indexes) {
+    ws_.key_spreads.insert(ws_.key_spreads.end(), index->key_spreads,
+                           index->key_spreads + index->num_clusters);
+    for (int64_t s = 0; s < index->num_supers; ++s) {
+      const float spread = index->super_value_spreads[s];
+      for (int64_t c = index->super_offsets[s]; c < index->super_offsets[s + 1]; ++c) {
+        ws_.cluster_variances.push_back(kClusterVariance * spread);
+        ws_.hidden_variances.push_back(kHiddenVariance * (index->value_spreads[c] + spread) /
+                                       static_cast<float>(index->cluster_size(c)));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+int64_t AttendStep::SelectedTokens(const ZoneUnit& unit) const {
+  const int64_t retrieval = options_.retrieval.Resolve(unit.sealed_tokens);
+  if (options_.zones != Zones::kSketch) return retrieval;
+  return std::max(retrieval, options_.sketch.Resolve(unit.sealed_tokens));
+}
+
+absl::Status AttendStep::SelectUnits(bool ranked) {
+  RankedLevel& clusters = ws_.clusters;
+  clusters.probabilities.resize(clusters.sizes.size());
+  clusters.zones.resize(clusters.sizes.size());
+  clusters.retrieved.resize(clusters.sizes.size());
+  ws_.risk_limits.resize(ws_.units.size());
+  ws_.select_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    ZoneUnit& unit = ws_.units[u];
+    SelectClustersTask select;
+    select.scores = clusters.rank_scores.data() + unit.first_cluster * group_;
+    select.stride = unit.num_clusters;
+    select.num_queries = group_;
+    select.sizes = clusters.sizes.data() + unit.first_cluster;
+    select.num_clusters = unit.num_clusters;
+    select.token_budget = SelectedTokens(unit);
+    if (options_.zones == Zones::kSketch) {
+      select.first_zone = Zone::kSketch;
+    } else {
+      // A budget of tokens is worth as many clusters as hold that share of them on average.
+      const double share =
+          unit.sealed_tokens == 0
+              ? 0.0
+              : static_cast<double>(options_.estimation.Resolve(unit.sealed_tokens)) /
+                    static_cast<double>(unit.sealed_tokens);
+      select.num_estimation = static_cast<int64_t>(std::ceil(share * unit.num_clusters));
+    }
+    if (HasTarget()) {
+      RiskLimit& risk = ws_.risk_limits[u];
+      risk.log_masses = clusters.log_masses.data() + unit.first_cluster * group_;
+      risk.stride = unit.num_clusters;
+      risk.log_scales = ws_.log_scales.data() + u * group_;
+      risk.variances = ws_.cluster_variances.data() + unit.first_cluster;
+      risk.hidden_variances = ws_.hidden_variances.data() + unit.first_cluster;
+      risk.key_spreads = ws_.key_spreads.data() + unit.first_cluster;
+      risk.logit_spreads = ws_.logit_spreads.data() + u * group_;
+      risk.limit = kClusterRisk * options_.target_error * options_.target_error;
+      select.risk = &ws_.risk_limits[u];
+    }
+    select.ranked = ranked;
+    if (options_.zones == Zones::kPaper) select.last_zone = Zone::kIgnored;
+    select.probabilities = clusters.probabilities.data() + unit.first_cluster;
+    select.zones = clusters.zones.data() + unit.first_cluster;
+    select.retrieved = clusters.retrieved.data() + unit.first_cluster;
+    select.num_retrieved = &unit.num_retrieved;
+    ws_.select_tasks.push_back(select);
+  }
+  return backend_.SelectClusters(ws_.select_tasks);
+}
+
+void AttendStep::AddSketch(ZoneUnit& unit) {
+  unit.first_sketch_token = static_cast<int64_t>(ws_.chosen.size());
+  int64_t cluster = unit.first_cluster;
+  for (int64_t i = 0; i < unit.num_indexes; ++i) {
+    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
+    SketchPart part;
+    part.first_cluster = static_cast<int64_t>(ws_.sketch_clusters.size());
+    part.first_token = unit.num_sketch_tokens;
+    for (int64_t c = 0; c < index.num_clusters; ++c, ++cluster) {
+      if (ws_.clusters.zones[cluster] != Zone::kSketch) continue;
+      ws_.sketch_clusters.push_back(static_cast<uint32_t>(c));
+      unit.num_sketch_tokens += ws_.clusters.sizes[cluster];
+    }
+    part.num_clusters = static_cast<int64_t>(ws_.sketch_clusters.size()) - part.first_cluster;
+    ws_.sketch_parts.push_back(part);
+  }
+  ws_.chosen.resize(unit.first_sketch_token + unit.num_sketch_tokens);
+}
+
+absl::Status AttendStep::RankTokens() {
+  for (ZoneUnit& unit : ws_.units) AddSketch(unit);
+  const size_t num_tokens = ws_.chosen.size();
+  ws_.token_logits.resize(num_tokens * group_);
+  ws_.token_scores.resize(num_tokens * group_);
+  ws_.token_probabilities.resize(num_tokens);
+  if (HasTarget()) {
+    ws_.token_variances.clear();
+    for (size_t i = 0; i < ws_.indexes.size(); ++i) {
+      const ClusterIndex& index = *ws_.indexes[i];
+      const SketchPart& part = ws_.sketch_parts[i];
+      for (int64_t c = 0; c < part.num_clusters; ++c) {
+        const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
+        ws_.token_variances.insert(ws_.token_variances.end(), index.cluster_size(cluster),
+                                   kTokenVariance * index.value_spreads[cluster]);
+      }
+    }
+  }
+  ws_.score_tokens_tasks.clear();
+  ws_.select_tokens_tasks.clear();
+  for (size_t u = 0; u < ws_.units.size(); ++u) {
+    ZoneUnit& unit = ws_.units[u];
+    int64_t cluster = 0;
+    for (int64_t i = 0; i < unit.num_indexes; ++i) {
+      const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+      const int64_t at = unit.first_sketch_token * group_ + part.first_token;
+      ScoreTokensTask score;
+      score.queries = ws_.rotated_queries.data() + u * group_ * model_.head_dim_k;
+      score.num_queries = group_;
+      score.index = ws_.indexes[unit.first_index + i];
+      score.log_masses = ws_.clusters.log_masses.data() + unit.first_cluster * group_ + cluster;
+      score.log_masses_stride = unit.num_clusters;
+      score.mass = mass();
+      score.clusters = ws_.sketch_clusters.data() + part.first_cluster;
+      score.num_clusters = part.num_clusters;
+      score.logits = ws_.token_logits.data() + at;
+      score.rank_scores = ws_.token_scores.data() + at;
+      score.stride = unit.num_sketch_tokens;
+      ws_.score_tokens_tasks.push_back(score);
+      cluster += score.index->num_clusters;
+    }
+    SelectTokensTask select;
+    select.rank_scores = ws_.token_scores.data() + unit.first_sketch_token * group_;
+    select.stride = unit.num_sketch_tokens;
+    select.num_queries = group_;
+    select.num_tokens = unit.num_sketch_tokens;
+    select.log_masses = ws_.clusters.log_masses.data() + unit.first_cluster * group_;
+    select.log_masses_stride = unit.num_clusters;
+    select.zones = ws_.clusters.zones.data() + unit.first_cluster;
+    select.num_clusters = unit.num_clusters;
+    select.token_budget = options_.retrieval.Resolve(unit.sealed_tokens);
+    if (HasTarget()) {
+      RiskLimit& risk = ws_.risk_limits[u];
+      risk = {};
+      risk.log_masses = ws_.token_logits.data() + unit.first_sketch_token * group_;
+      risk.stride = unit.num_sketch_tokens;
+      risk.log_scales = ws_.log_scales.data() + u * group_;
+      risk.variances = ws_.token_variances.data() + unit.first_sketch_token;
+      risk.limit = kTokenRisk * options_.target_error * options_.target_error;
+      select.risk = &ws_.risk_limits[u];
+    }
+    select.probabilities = ws_.token_probabilities.data() + unit.first_sketch_token;
+    select.chosen = ws_.chosen.data() + unit.first_sketch_token;
+    select.num_chosen = &unit.num_chosen;
+    ws_.select_tokens_tasks.push_back(select);
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend_.SelectTokens(ws_.select_tokens_tasks));
+  for (ZoneUnit& unit : ws_.units) ReadMostlyChosenWhole(unit);
+  return absl::OkStatus();
+}
+
+// A cluster of which more than half was chosen is one run of bytes, and its few others would be
+// answered by what is left of a rounded mean.
+void AttendStep::ReadMostlyChosenWhole(ZoneUnit& unit) {
+  uint8_t* chosen = ws_.chosen.data() + unit.first_sketch_token;
+  for (int64_t i = 0; i < unit.num_indexes; ++i) {
+    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
+    const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+    for (int64_t c = 0; c < part.num_clusters; ++c) {
+      const int64_t size = index.cluster_size(ws_.sketch_clusters[part.first_cluster + c]);
+      const auto num_chosen = std::count(chosen, chosen + size, uint8_t{1});
+      if (2 * num_chosen > size) {
+        std::fill_n(chosen, size, uint8_t{1});
+        unit.num_chosen += size - num_chosen;
+      }
+      chosen += size;
+    }
+  }
+}
+
+}  // namespace wavekv

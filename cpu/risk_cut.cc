@@ -1,0 +1,95 @@
+#include "cpu/risk_cut.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/risk_cut.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include "cpu/shares-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
+
+// Risks of one vector of items from `i` on, at query h; log_masses are given.
+HWY_INLINE V RisksOf(const RiskLimit& limit, int h, V log_masses, V variances, V hidden_variances,
+                     V key_spreads) {
+  const Full d;
+  const V log_share = hn::Sub(log_masses, hn::Set(d, limit.log_scales[h]));
+  const V share = Exp(d, hn::Min(log_share, hn::Set(d, 20.0f)));
+  V factor = variances;
+  if (limit.hidden_variances != nullptr) {
+    const V x = hn::Mul(hn::Set(d, limit.logit_spreads[h]), key_spreads);
+    V growth =
+        hn::MulAdd(hn::Min(x, hn::Set(d, 16.0f)), hn::Set(d, 1.0f / 256.0f), hn::Set(d, 1.0f));
+    for (int i = 0; i < 8; ++i) growth = hn::Mul(growth, growth);
+    factor = hn::MulAdd(hidden_variances, growth, factor);
+  }
+  return hn::Mul(hn::Mul(share, share), factor);
+}
+
+void ComputeRisks(const RiskLimit& limit, int num_queries, int64_t count, float* risks) {
+  const Full d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  for (int64_t i = 0; i < count; i += n) {
+    const int64_t left = count - i;
+    const auto load = [&](const float* from) HWY_ATTR {
+      if (from == nullptr) return hn::Zero(d);
+      if (left >= n) return hn::LoadU(d, from + i);
+      alignas(64) float rest[hn::MaxLanes(Full())] = {};
+      std::copy_n(from + i, left, rest);
+      return hn::Load(d, rest);
+    };
+    const V variances = load(limit.variances), hidden = load(limit.hidden_variances),
+            key_spreads = load(limit.key_spreads);
+    V greatest = hn::Zero(d);
+    for (int h = 0; h < num_queries; ++h) {
+      const V log_masses = load(limit.log_masses + h * limit.stride);
+      greatest = hn::Max(greatest, RisksOf(limit, h, log_masses, variances, hidden, key_spreads));
+    }
+    alignas(64) float all[hn::MaxLanes(Full())];
+    hn::Store(greatest, d, all);
+    std::copy_n(all, std::min(left, n), risks + i);
+  }
+}
+
+}  // namespace
+}  // namespace wavekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace wavekv::cpu {
+namespace {
+
+HWY_EXPORT(ComputeRisks);
+
+absl::Span<const float> Risks(const RiskLimit* limit, int num_queries, int64_t count) {
+  if (limit == nullptr) return {};
+  // Grows to the longest ranking that the thread has seen.
+  thread_local std::vector<float> risks;
+  if (static_cast<int64_t>(risks.size()) < count) risks.resize(count);
+  HWY_DYNAMIC_DISPATCH(ComputeRisks)(*limit, num_queries, count, risks.data());
+  return absl::MakeConstSpan(risks.data(), count);
+}
+
+double MustBeRead(const RiskLimit* limit, absl::Span<const float> risks) {
+  if (limit == nullptr) return 0.0;
+  double sum = 0.0;
+  for (const float risk : risks) sum += risk;
+  return sum - limit->limit;
+}
+
+}  // namespace
+
+RiskCut::RiskCut(const RiskLimit* limit, int num_queries, const float* probabilities, int64_t count)
+    : risks_(Risks(limit, num_queries, count)),
+      cut_(probabilities, static_cast<int64_t>(risks_.size()), MustBeRead(limit, risks_),
+           [&](int64_t i) { return double{risks_[i]}; }) {}
+
+}  // namespace wavekv::cpu
+#endif  // HWY_ONCE

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "wavekv/types.h"
 
@@ -16,7 +17,8 @@ namespace wavekv {
 //
 // Small integers and signs that stand for a row's elements lose least when no element is far larger
 // than the others: after the rotation none is, whatever the model. Products are kept: x.y = Rx.Ry.
-// The rotation of a dim is always the same, so stored rows outlive the process. Threads: constant.
+// The rotation of a dim is always the same, so stored rows outlive the process; so are the numbers
+// that come out, whatever the machine's vectors. Threads: constant.
 // T is float or double. REQUIRES: 1 <= dim <= kHeadDimMax.
 class Rotation {
  public:
@@ -49,6 +51,14 @@ class Rotation {
 
  private:
   using Signs = std::array<float, kHeadDimMax>;
+  using Float4 = float __attribute__((vector_size(16)));
+
+  static Float4 Load(const float* from) {
+    Float4 x;
+    std::memcpy(&x, from, sizeof(x));
+    return x;
+  }
+  static void Store(Float4 x, float* to) { std::memcpy(to, &x, sizeof(x)); }
 
   // Of a linear congruential generator, which is all that signs need.
   static float NextSign(uint64_t& state) {
@@ -56,9 +66,50 @@ class Rotation {
     return state >> 63 != 0 ? -1.0f : 1.0f;
   }
 
+  void Flip(const Signs& signs, float* row) const {
+    int i = 0;
+    for (; i + 4 <= dim_; i += 4) Store(Load(row + i) * Load(&signs[i]), row + i);
+    for (; i < dim_; ++i) row[i] *= signs[i];
+  }
+
   template <typename T>
   void Flip(const Signs& signs, T* row) const {
     for (int i = 0; i < dim_; ++i) row[i] *= signs[i];
+  }
+
+  // The same sums and differences as below, four at a time and two rounds of them between a load
+  // and a store: several times as quick, on any machine the same.
+  void Transform(float* row) const {
+    if (length_ < 4) return Transform<float>(row);
+    for (int i = 0; i < length_; i += 4) {
+      const Float4 x = Load(row + i);
+      const Float4 y = __builtin_shufflevector(x, x, 1, 0, 3, 2) + x * Float4{1, -1, 1, -1};
+      Store(__builtin_shufflevector(y, y, 2, 3, 0, 1) + y * Float4{1, 1, -1, -1}, row + i);
+    }
+    int half = 4;
+    for (; half < length_ / 2; half *= 4) {
+      for (int block = 0; block < length_; block += 4 * half) {
+        for (int i = block; i < block + half; i += 4) {
+          float* const at[] = {row + i, row + i + half, row + i + 2 * half, row + i + 3 * half};
+          const Float4 x0 = Load(at[0]), x1 = Load(at[1]), x2 = Load(at[2]), x3 = Load(at[3]);
+          const Float4 low_sum = x0 + x1, low_difference = x0 - x1;
+          const Float4 high_sum = x2 + x3, high_difference = x2 - x3;
+          Store(low_sum + high_sum, at[0]);
+          Store(low_difference + high_difference, at[1]);
+          Store(low_sum - high_sum, at[2]);
+          Store(low_difference - high_difference, at[3]);
+        }
+      }
+    }
+    if (half < length_) {
+      for (int i = 0; i < half; i += 4) {
+        const Float4 x0 = Load(row + i), x1 = Load(row + i + half);
+        Store(x0 + x1, row + i);
+        Store(x0 - x1, row + i + half);
+      }
+    }
+    const float scale = 1.0f / std::sqrt(static_cast<float>(length_));
+    for (int i = 0; i < length_; i += 4) Store(Load(row + i) * scale, row + i);
   }
 
   template <typename T>

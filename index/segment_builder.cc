@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "compute/rotation.h"
@@ -40,54 +41,83 @@ float ToFloat(double value) {
 }
 
 // Sum of term(0) to term(dim - 1). Several partial sums, because one chain of additions would wait
-// for each to finish.
-template <typename Term>
-double SumOverRow(int dim, const Term& term) {
-  double partial[kHeadDimStep] = {};
+// for each to finish; always the same ones, so that the sum is.
+template <typename T, typename Term>
+T SumOverRow(int dim, const Term& term) {
+  T partial[kHeadDimStep] = {};
   for (int j = 0; j < dim; j += kHeadDimStep) {
     for (int lane = 0; lane < kHeadDimStep; ++lane) partial[lane] += term(j + lane);
   }
-  double sum = 0.0;
-  for (const double part : partial) sum += part;
+  T sum = 0;
+  for (const T part : partial) sum += part;
   return sum;
 }
 
-// row [dim] less `origin`, in double.
-template <typename Load>
-void Widen(const Load& load, int dim, const double* origin, double* row) {
-  for (int j = 0; j < dim; ++j) row[j] = static_cast<double>(load(j)) - origin[j];
-}
-
-void Widen(const std::byte* from, DType dtype, int dim, const double* origin, double* row) {
-  const auto* halves = reinterpret_cast<const uint16_t*>(from);
+// Calls use(load), where load(j) is element j of a row as it is stored.
+template <typename Use>
+void WithLoad(const std::byte* row, DType dtype, const Use& use) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(row);
   switch (dtype) {
     case DType::kFloat32:
-      return Widen([&](int j) { return reinterpret_cast<const float*>(from)[j]; }, dim, origin,
-                   row);
+      return use([row](int j) { return reinterpret_cast<const float*>(row)[j]; });
     case DType::kFloat16:
-      return Widen([&](int j) { return Float16ToFloat32(halves[j]); }, dim, origin, row);
+      return use([halves](int j) { return Float16ToFloat32(halves[j]); });
     case DType::kBFloat16:
-      return Widen([&](int j) { return BFloat16ToFloat32(halves[j]); }, dim, origin, row);
+      return use([halves](int j) { return BFloat16ToFloat32(halves[j]); });
   }
 }
 
-// Rows of one super-cluster without the segment's mean, rotated, in double: nothing overflows or is
-// lost before the last rounding. One object serves a whole segment, so that nothing is allocated
-// per super-cluster.
+// The mean of all rows of one side, keys or values, and their largest element.
+class SideSummary {
+ public:
+  SideSummary(int dim, DType dtype) : dim_(dim), dtype_(dtype), sum_(dim, 0.0), row_(dim) {}
+
+  void Add(const std::byte* row) {
+    WithLoad(row, dtype_, [&](const auto& load) {
+      for (int j = 0; j < dim_; ++j) row_[j] = load(j);
+    });
+    for (int j = 0; j < dim_; ++j) sum_[j] += row_[j];
+    for (int j = 0; j < dim_; j += kHeadDimStep) {
+      for (int lane = 0; lane < kHeadDimStep; ++lane) {
+        const float magnitude = std::abs(row_[j + lane]);
+        largest_[lane] = magnitude > largest_[lane] ? magnitude : largest_[lane];
+      }
+    }
+    ++num_rows_;
+  }
+
+  std::vector<float> Mean() const {
+    std::vector<float> mean(dim_);
+    for (int j = 0; j < dim_; ++j) mean[j] = ToFloat(sum_[j] / static_cast<double>(num_rows_));
+    return mean;
+  }
+
+  // Whether squares of differences of such elements, and their sums over a row, stay far within the
+  // range of float, large ones and small.
+  bool SuitsFloat() const {
+    const float largest = *std::max_element(std::begin(largest_), std::end(largest_));
+    return largest == 0.0f || (largest > 1e-10f && largest < 1e15f);
+  }
+
+ private:
+  const int dim_;
+  const DType dtype_;
+  std::vector<double> sum_;
+  std::vector<float> row_;
+  float largest_[kHeadDimStep] = {};
+  int64_t num_rows_ = 0;
+};
+
+// Rows of one super-cluster without the segment's mean, rotated. T is float, or double where
+// squares would leave the range of float. One object serves a whole segment, so that nothing is
+// allocated per super-cluster.
+template <typename T>
 class RotatedRows {
  public:
-  RotatedRows(int dim, DType dtype) : dim_(dim), dtype_(dtype), rotation_(dim), mean_(dim) {}
-
-  // Takes the mean of the segment's rows, which lie at the addresses given, and writes it, rotated.
-  void Centre(absl::Span<const std::byte* const> rows, float* rotated_mean) {
-    std::vector<double> row(dim_), sum(dim_, 0.0);
-    const std::vector<double> zero(dim_, 0.0);
-    for (const std::byte* from : rows) {
-      Widen(from, dtype_, dim_, zero.data(), row.data());
-      for (int j = 0; j < dim_; ++j) sum[j] += row[j];
-    }
-    for (int j = 0; j < dim_; ++j) mean_[j] = sum[j] / static_cast<double>(rows.size());
-    std::vector<double> rotated = mean_;
+  // Writes the mean, rotated.
+  RotatedRows(int dim, DType dtype, std::vector<float> mean, float* rotated_mean)
+      : dim_(dim), dtype_(dtype), rotation_(dim), mean_(std::move(mean)) {
+    std::vector<double> rotated(mean_.begin(), mean_.end());
     rotation_.Apply(rotated.data());
     for (int j = 0; j < dim_; ++j) rotated_mean[j] = ToFloat(rotated[j]);
   }
@@ -99,50 +129,56 @@ class RotatedRows {
     const size_t first = rows_.size();
     rows_.resize(first + num_rows * dim_);
     for (int64_t i = 0; i < num_rows; ++i) {
-      double* row = rows_.data() + first + i * dim_;
-      Widen(rows + i * dim_ * DTypeBytes(dtype_), dtype_, dim_, mean_.data(), row);
+      T* row = rows_.data() + first + i * dim_;
+      WithLoad(rows + i * dim_ * DTypeBytes(dtype_), dtype_, [&](const auto& load) {
+        for (int j = 0; j < dim_; ++j) row[j] = static_cast<T>(load(j)) - mean_[j];
+      });
       rotation_.Apply(row);
     }
   }
 
   // The sum of rows [first, first + num_rows).
   std::vector<double> Sum(int64_t first, int64_t num_rows) const {
-    std::vector<double> sum(dim_, 0.0);
-    for (int64_t i = first; i < first + num_rows; ++i) {
-      for (int j = 0; j < dim_; ++j) sum[j] += rows_[i * dim_ + j];
+    std::vector<double> sum(dim_);
+    for (int j = 0; j < dim_; j += kHeadDimStep) {
+      double partial[kHeadDimStep] = {};
+      for (int64_t i = first; i < first + num_rows; ++i) {
+        for (int lane = 0; lane < kHeadDimStep; ++lane) partial[lane] += row(i)[j + lane];
+      }
+      std::copy_n(partial, kHeadDimStep, &sum[j]);
     }
     return sum;
   }
 
-  // Makes of each of these rows its distance to `origin` [dim].
-  void Subtract(const std::vector<float>& origin, int64_t first, int64_t num_rows) {
-    for (int64_t i = first; i < first + num_rows; ++i) {
-      for (int j = 0; j < dim_; ++j) rows_[i * dim_ + j] -= origin[j];
-    }
-  }
-
-  // Of the distances of these rows to `origin`.
+  // Of the distances of these rows to `origin` [dim].
   double SumOfSquares(const std::vector<float>& origin, int64_t first, int64_t num_rows) const {
     double sum = 0.0;
     for (int64_t i = first; i < first + num_rows; ++i) {
-      sum += SumOverRow(dim_, [&](int j) {
-        const double difference = rows_[i * dim_ + j] - origin[j];
+      sum += SumOverRow<T>(dim_, [from = row(i), to = origin.data()](int j) {
+        const T difference = from[j] - to[j];
         return difference * difference;
       });
     }
     return sum;
   }
 
+  // Makes of row i its distance to `origin` [dim].
+  T* Subtract(const std::vector<float>& origin, int64_t i) {
+    T* const distance = rows_.data() + i * dim_;
+    for (int j = 0; j < dim_; ++j) distance[j] -= origin[j];
+    return distance;
+  }
+
   int dim() const { return dim_; }
-  int64_t num_rows() const { return static_cast<int64_t>(rows_.size()) / dim_; }
-  const double* row(int64_t i) const { return rows_.data() + i * dim_; }
 
  private:
+  const T* row(int64_t i) const { return rows_.data() + i * dim_; }
+
   const int dim_;
   const DType dtype_;
   const Rotation rotation_;
-  std::vector<double> mean_;
-  std::vector<double> rows_;
+  const std::vector<float> mean_;
+  std::vector<T> rows_;
 };
 
 // Stores sum / count - origin as row i of the means, and returns origin and what was stored.
@@ -164,37 +200,38 @@ std::vector<float> StoreMean(const std::vector<double>& sum, int64_t count,
   return mean;
 }
 
-// Writes the code of a distance, and returns its factor: between the one that makes products with
-// it unbiased, |d|^2 / (u.d), and the one that keeps its length, |d| / |u|, by their geometric
-// mean. The former's noise inflates a sum of exponentials, the latter's shortened products deflate
-// it (docs/wave_index.md).
-double StoreCode(const double* distance, int dim, int bits, uint64_t* words) {
-  const double squared = SumOverRow(dim, [&](int j) { return distance[j] * distance[j]; });
+// Bit 0 of each of 8 bytes side by side: the product moves that of byte i from 8 i to 56 + i.
+uint64_t LowBits(uint64_t bytes) { return (bytes & 0x0101010101010101) * 0x0102040810204080 >> 56; }
+
+// Writes the code of a distance of squared length `squared`, and returns its factor: between the
+// one that makes products with it unbiased, |d|^2 / (u.d), and the one that keeps its length,
+// |d| / |u|, by their geometric mean. The former's noise inflates a sum of exponentials, the
+// latter's shortened products deflate it (docs/wave_index.md).
+template <typename T>
+double StoreCode(const T* distance, int dim, double squared, int bits, uint64_t* words) {
   const int64_t plane_words = CodeWords(dim);
   std::fill_n(words, bits * plane_words, 0);
   if (squared == 0.0) return 0.0;
-  double product, code_squared;
-  if (bits == 1) {
-    for (int j = 0; j < dim; ++j) {
-      words[j / 64] |= static_cast<uint64_t>(distance[j] >= 0.0) << (j % 64);
-    }
-    product = 0.5 * SumOverRow(dim, [&](int j) { return std::abs(distance[j]); });
-    code_squared = 0.25 * dim;
-  } else {
-    const double inverse_step = 1.0 / (CodeStep(bits) * std::sqrt(squared / dim));
-    const int levels = 1 << bits;
-    product = code_squared = 0.0;
-    for (int j = 0; j < dim; ++j) {
-      const double level = distance[j] * inverse_step + levels / 2;
-      const int u = level <= 0.0 ? 0 : std::min(static_cast<int>(level), levels - 1);
-      for (int p = 0; p < bits; ++p) {
-        words[p * plane_words + j / 64] |= static_cast<uint64_t>(u >> p & 1) << (j % 64);
-      }
-      const double element = u - (levels - 1) / 2.0;
-      product += element * distance[j];
-      code_squared += element * element;
+  const auto inverse_step = static_cast<T>(1.0 / (CodeStep(bits) * std::sqrt(squared / dim)));
+  const T greatest = static_cast<T>((1 << bits) - 1), middle = greatest / 2;
+  T elements[kHeadDimMax];
+  uint8_t code[kHeadDimMax];
+  for (int j = 0; j < dim; ++j) {
+    const T level = distance[j] * inverse_step + static_cast<T>(1 << bits >> 1);
+    const T positive = level > T{0} ? level : T{0};
+    const int u = static_cast<int>(positive < greatest ? positive : greatest);
+    elements[j] = static_cast<T>(u) - middle;
+    code[j] = static_cast<uint8_t>(u);
+  }
+  for (int j = 0; j < dim; j += static_cast<int>(sizeof(uint64_t))) {
+    uint64_t bytes;
+    std::memcpy(&bytes, code + j, sizeof(bytes));
+    for (int p = 0; p < bits; ++p) {
+      words[p * plane_words + j / 64] |= LowBits(bytes >> p) << (j % 64);
     }
   }
+  const double product = SumOverRow<T>(dim, [&](int j) { return elements[j] * distance[j]; });
+  const double code_squared = SumOverRow<T>(dim, [&](int j) { return elements[j] * elements[j]; });
   return std::sqrt(squared / product * std::sqrt(squared / code_squared));
 }
 
@@ -204,9 +241,10 @@ uint16_t StoreFactor(double factor) {
 }
 
 // What a segment's clusters are written with: the rows of the super-cluster at hand.
+template <typename T>
 struct Sides {
-  RotatedRows keys;
-  RotatedRows values;
+  RotatedRows<T> keys;
+  RotatedRows<T> values;
 };
 
 // The stored means of a super-cluster.
@@ -216,7 +254,8 @@ struct SuperMeans {
 };
 
 // Loads the rows of a super-cluster and writes its statistics.
-SuperMeans WriteSuper(int64_t super, Sides& sides, const MutableClusterIndex& out) {
+template <typename T>
+SuperMeans WriteSuper(int64_t super, Sides<T>& sides, const MutableClusterIndex& out) {
   sides.keys.Clear();
   sides.values.Clear();
   for (int64_t cluster = out.super_offsets[super]; cluster < out.super_offsets[super + 1];
@@ -247,8 +286,9 @@ double SquaredDistance(const std::vector<float>& a, const std::vector<float>& b)
 
 // Writes the statistics and codes of one cluster, whose rows begin at `first` of the loaded ones.
 // Returns the squared distance of its value mean from that of its super-cluster.
-double WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sides& sides,
-                  const MutableClusterIndex& out) {
+template <typename T>
+double WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sides<T>& sides,
+                    const MutableClusterIndex& out) {
   const int64_t size = out.cluster_size(cluster);
   const auto count = static_cast<double>(size);
   out.log_sizes[cluster] = static_cast<float>(std::log(count));
@@ -257,15 +297,39 @@ double WriteCluster(int64_t cluster, int64_t first, const SuperMeans& super, Sid
   out.value_spreads[cluster] = ToFloat(sides.values.SumOfSquares(value_mean, first, size) / count);
   const std::vector<float> centroid = StoreMean(sides.keys.Sum(first, size), size, super.key,
                                                 out.statistics, out.centroids, cluster);
-  out.key_spreads[cluster] = ToFloat(sides.keys.SumOfSquares(centroid, first, size) / count);
-  sides.keys.Subtract(centroid, first, size);
+  const int dim = sides.keys.dim();
+  double sum_of_squares = 0.0;
   for (int64_t i = 0; i < size; ++i) {
+    const T* const distance = sides.keys.Subtract(centroid, first + i);
+    const double squared = SumOverRow<T>(dim, [&](int j) { return distance[j] * distance[j]; });
+    sum_of_squares += squared;
     const int64_t token = out.offsets[cluster] + i;
-    uint64_t* words = out.codes + token * out.code_words();
-    out.code_factors[token] =
-        StoreFactor(StoreCode(sides.keys.row(first + i), sides.keys.dim(), out.code_bits, words));
+    uint64_t* const words = out.codes + token * out.code_words();
+    out.code_factors[token] = StoreFactor(StoreCode(distance, dim, squared, out.code_bits, words));
   }
+  out.key_spreads[cluster] = ToFloat(sum_of_squares / count);
   return SquaredDistance(value_mean, super.value);
+}
+
+// Everything but the offsets, the positions and the rows, which have been written.
+template <typename T>
+void WriteStatistics(const SideSummary& keys, const SideSummary& values,
+                     const MutableClusterIndex& out) {
+  const KvShape& shape = out.shape;
+  Sides<T> sides = {{shape.head_dim_k, shape.dtype, keys.Mean(), out.mean_key},
+                    {shape.head_dim_v, shape.dtype, values.Mean(), out.mean_value}};
+  for (int64_t super = 0; super < out.num_supers; ++super) {
+    const SuperMeans means = WriteSuper(super, sides, out);
+    int64_t first = 0;
+    double value_spread = 0.0;
+    for (int64_t cluster = out.super_offsets[super]; cluster < out.super_offsets[super + 1];
+         ++cluster) {
+      const auto size = static_cast<double>(out.cluster_size(cluster));
+      value_spread += size * WriteCluster(cluster, first, means, sides, out);
+      first += out.cluster_size(cluster);
+    }
+    out.super_value_spreads[super] = ToFloat(value_spread / static_cast<double>(first));
+  }
 }
 
 }  // namespace
@@ -313,16 +377,8 @@ void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& cluster
   std::copy(clustering.offsets.begin(), clustering.offsets.end(), out.offsets);
   std::copy(clustering.super_offsets.begin(), clustering.super_offsets.end(), out.super_offsets);
 
-  Sides sides = {{out.shape.head_dim_k, out.shape.dtype}, {out.shape.head_dim_v, out.shape.dtype}};
-  {
-    std::vector<const std::byte*> addresses;
-    for (const TokenRows& token : tokens) addresses.push_back(token.key);
-    sides.keys.Centre(addresses, out.mean_key);
-    addresses.clear();
-    for (const TokenRows& token : tokens) addresses.push_back(token.value);
-    sides.values.Centre(addresses, out.mean_value);
-  }
-
+  SideSummary keys(out.shape.head_dim_k, out.shape.dtype);
+  SideSummary values(out.shape.head_dim_v, out.shape.dtype);
   for (int64_t cluster = 0; cluster < out.num_clusters; ++cluster) {
     const int64_t begin = out.offsets[cluster];
     std::byte* const cluster_keys = out.cluster_keys(cluster);
@@ -331,20 +387,15 @@ void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& cluster
       const TokenRows& token = tokens[clustering.members[begin + i]];
       std::memcpy(cluster_keys + i * key_bytes, token.key, key_bytes);
       std::memcpy(cluster_values + i * value_bytes, token.value, value_bytes);
+      keys.Add(token.key);
+      values.Add(token.value);
       out.positions[begin + i] = static_cast<uint16_t>(token.position - out.position_begin);
     }
   }
-  for (int64_t super = 0; super < out.num_supers; ++super) {
-    const SuperMeans means = WriteSuper(super, sides, out);
-    int64_t first = 0;
-    double value_spread = 0.0;
-    for (int64_t cluster = out.super_offsets[super]; cluster < out.super_offsets[super + 1];
-         ++cluster) {
-      const auto size = static_cast<double>(out.cluster_size(cluster));
-      value_spread += size * WriteCluster(cluster, first, means, sides, out);
-      first += out.cluster_size(cluster);
-    }
-    out.super_value_spreads[super] = ToFloat(value_spread / static_cast<double>(first));
+  if (keys.SuitsFloat() && values.SuitsFloat()) {
+    WriteStatistics<float>(keys, values, out);
+  } else {
+    WriteStatistics<double>(keys, values, out);
   }
 }
 

@@ -26,9 +26,11 @@ ClusterIndexShape IndexShape(const Clustering& clustering, const KvShape& shape,
 
 // Copies the rows into `out` in cluster order, byte for byte, and computes every section of it.
 //
-// Statistics come from the stored rows, in double; spreads and codes refer to the means as stored,
-// that is after rounding. REQUIRES: `out` was formatted for as many clusters, super-clusters and
-// tokens as `clustering` has; all positions lie in [out.position_begin, out.position_begin +
+// Statistics come from the stored rows: differences and squares in fp32, or in double where the
+// largest element would take them out of its range; sums over rows in double. Spreads and codes
+// refer to the means as stored, that is after rounding. The bytes do not depend on which vector
+// instructions a machine has. REQUIRES: `out` was formatted for as many clusters, super-clusters
+// and tokens as `clustering` has; all positions lie in [out.position_begin, out.position_begin +
 // kSegmentTokensMax). Threads: concurrent calls with different `out` are independent.
 void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& clustering,
                        MutableClusterIndex out);

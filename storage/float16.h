@@ -37,16 +37,18 @@ inline uint16_t Float32ToFloat16(float value) {
   return static_cast<uint16_t>(sign | (rounded >> 13));
 }
 
+// Comparisons are the sign bits of differences: of a loop without a branch the compiler makes
+// vectors.
 inline float Float16ToFloat32(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t exponent = (bits >> 10) & 0x1fu;
-  const uint32_t mantissa = bits & 0x3ffu;
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
-  }
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+  constexpr uint32_t kBias = 112u << 23;  // what the exponents of the two formats differ by
+  const uint32_t magnitude = (bits & 0x7fffu) << 13;
+  // A subnormal is the mantissa of 2^-14 + itself: never one of fp32, which threads may flush.
+  const uint32_t subnormal = (magnitude - (1u << 23)) >> 31;
+  const float number = std::bit_cast<float>(magnitude + kBias + (subnormal << 23)) -
+                       std::bit_cast<float>(subnormal * (113u << 23));
+  const uint32_t not_finite = ((31u << 23) - 1 - magnitude) >> 31;
+  const uint32_t value = std::bit_cast<uint32_t>(number) + not_finite * kBias;
+  return std::bit_cast<float>(static_cast<uint32_t>(bits & 0x8000u) << 16 | value);
 }
 
 // Element `index` of an array of `dtype`.

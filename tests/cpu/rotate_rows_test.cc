@@ -36,6 +36,24 @@ TEST_F(RotateRowsTest, ProductsAreKeptAndTheInverseRestores) {
   }
 }
 
+TEST_F(RotateRowsTest, ElementsAreThoseOfTheSumsInDouble) {
+  Random random(92);
+  WAVEKV_TRACE_SEED(random);
+  for (const int dim : {1, 2, 3, 4, 7, 8, 13, 16, 24, 32, 40, 64, 72, 80, 96, 128, 192, 256, 576}) {
+    SCOPED_TRACE(dim);
+    // At an address of no more than a float's alignment, between numbers that must stay.
+    std::vector<float> rows = random.Gaussians(dim + 2);
+    const std::vector<float> before = rows;
+    std::vector<double> expected(rows.begin() + 1, rows.end() - 1);
+    Rotation(dim).Apply(expected.data());
+    const RotateRowsTask task = {rows.data() + 1, rows.data() + 1, 1, dim};
+    ASSERT_TRUE(backend().RotateRows({&task, 1}).ok());
+    for (int i = 0; i < dim; ++i) EXPECT_NEAR(rows[i + 1], expected[i], 3e-6) << i;
+    EXPECT_EQ(rows.front(), before.front());
+    EXPECT_EQ(rows.back(), before.back());
+  }
+}
+
 TEST_F(RotateRowsTest, NoElementOfARotatedUnitVectorIsLarge) {
   for (const int dim : {64, 80, 96, 128, 192}) {
     for (int d = 0; d < dim; ++d) {

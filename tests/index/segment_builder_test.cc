@@ -1,10 +1,12 @@
 #include "index/segment_builder.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "compute/rotation.h"
@@ -60,13 +62,9 @@ struct Built {
   ClusterIndex index;
 };
 
-Built Build(const Rows& rows, StatisticsFormat statistics, int num_threads = 1, int code_bits = 1) {
-  const auto executor = MakeThreadPool(num_threads);
-  const auto backend = MakeCpuBackend(executor.get());
+Built Write(const Rows& rows, Clustering clustering, StatisticsFormat statistics, int code_bits) {
   Built built;
-  auto clustering = ClusterRows(rows.ranges, rows.shape, {}, 16, *backend);
-  EXPECT_TRUE(clustering.ok()) << clustering.status();
-  built.clustering = *std::move(clustering);
+  built.clustering = std::move(clustering);
   const ClusterIndexShape shape = IndexShape(built.clustering, rows.shape, statistics, code_bits);
   built.num_bytes = ClusterIndexBytes(shape);
   built.memory.resize(built.num_bytes + 64);
@@ -78,6 +76,14 @@ Built Build(const Rows& rows, StatisticsFormat statistics, int num_threads = 1, 
   WriteClusterIndex(rows.ranges, built.clustering, out);
   built.index = ReadOnly(out);
   return built;
+}
+
+Built Build(const Rows& rows, StatisticsFormat statistics, int num_threads = 1, int code_bits = 1) {
+  const auto executor = MakeThreadPool(num_threads);
+  const auto backend = MakeCpuBackend(executor.get());
+  auto clustering = ClusterRows(rows.ranges, rows.shape, {}, 16, *backend);
+  EXPECT_TRUE(clustering.ok()) << clustering.status();
+  return Write(rows, *std::move(clustering), statistics, code_bits);
 }
 
 struct Case {
@@ -360,6 +366,47 @@ TEST_P(SegmentBuilderTest, BytesDoNotDependOnThreads) {
     const Built again = Build(rows, GetParam().statistics, num_threads);
     ASSERT_EQ(again.num_bytes, one.num_bytes);
     EXPECT_EQ(std::memcmp(again.extent, one.extent, one.num_bytes), 0) << num_threads;
+  }
+}
+
+// Bits in which the codes of two indexes of the same clustering differ, of all.
+double DifferentBits(const ClusterIndex& a, const ClusterIndex& b) {
+  int64_t count = 0;
+  for (int64_t w = 0; w < a.num_tokens * a.code_words(); ++w) {
+    count += std::popcount(a.codes[w] ^ b.codes[w]);
+  }
+  return static_cast<double>(count) /
+         static_cast<double>(a.num_tokens * a.code_bits * a.shape.head_dim_k);
+}
+
+TEST(SegmentBuilderLimitsTest, RowsOfAnyMagnitudeHaveTheSameStatisticsButForTheMagnitude) {
+  for (const int code_bits : {1, 2, 4}) {
+    testing::Random random(9);
+    const Rows rows(random, {80, 64, DType::kFloat32}, 500);
+    const Built built = Build(rows, StatisticsFormat::kInt4, 1, code_bits);
+    // The smallest and the largest are computed in double, the others in fp32.
+    for (const float scale : {0x1p-50f, 0x1p-30f, 0x1p-20f, 0x1p40f, 0x1p52f}) {
+      SCOPED_TRACE(scale);
+      testing::Random again(9);
+      const Rows scaled(again, rows.shape, rows.num_tokens, scale);
+      const Built other = Write(scaled, built.clustering, StatisticsFormat::kInt4, code_bits);
+      const auto expect_scaled = [](float got, float want, double by) {
+        EXPECT_NEAR(got / by, want, 2e-4 * std::abs(want) + 1e-9);
+      };
+      const double squared = double{scale} * scale;
+      for (int64_t c = 0; c < built.index.num_clusters; ++c) {
+        expect_scaled(other.index.key_spreads[c], built.index.key_spreads[c], squared);
+        expect_scaled(other.index.value_spreads[c], built.index.value_spreads[c], squared);
+        expect_scaled(other.index.centroids.scale(c), built.index.centroids.scale(c), scale);
+      }
+      for (int64_t s = 0; s < built.index.num_supers; ++s) {
+        expect_scaled(other.index.super_key_spreads[s], built.index.super_key_spreads[s], squared);
+      }
+      for (int j = 0; j < 80; ++j) {
+        EXPECT_NEAR(other.index.mean_key[j] / scale, built.index.mean_key[j], 1e-5);
+      }
+      EXPECT_LT(DifferentBits(built.index, other.index), 1e-3);
+    }
   }
 }
 

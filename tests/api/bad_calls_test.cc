@@ -555,6 +555,10 @@ void AddAttendMistakes(std::vector<BadCall>& table) {
       [](World&, AttendCall& c) { c.options.estimation = Budget::Ratio(2); });
   add("PlanEstimationInfinite", kInvalid, "estimation",
       [](World&, AttendCall& c) { c.options.estimation = Budget::Ratio(kInf); });
+  add("PlanOpenNegative", kInvalid, "open must be a ratio in [0, 1]",
+      [](World&, AttendCall& c) { c.options.open = Budget::Ratio(-1); });
+  add("PlanTargetErrorNan", kInvalid, "target_error must be finite and >= 0, got nan",
+      [](World&, AttendCall& c) { c.options.target_error = kNan; });
   add("PlanUnknownMass", kInvalid, "mass must be kLowerBound or kSecondOrder, got 3",
       [](World&, AttendCall& c) { c.options.mass = MassEstimate{3}; });
   add("PlanUnknownLseBase", kInvalid, "lse_base must be kE or k2, got 10",

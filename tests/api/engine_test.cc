@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
 #include "proto/engine_stats.pb.h"
@@ -85,6 +86,7 @@ class EngineTest : public ::testing::Test {
   struct Answer {
     std::vector<float> output;
     std::vector<float> lse;
+    std::vector<float> errors;  // estimated
     AttendStats stats;
   };
 
@@ -96,6 +98,7 @@ class EngineTest : public ::testing::Test {
     Answer answer;
     answer.output.assign(rows * model_.num_q_heads * model_.head_dim_v, poison);
     answer.lse.assign(rows * model_.num_q_heads, poison);
+    answer.errors.assign(rows * model_.num_q_heads, poison);
     auto plan = engine_->MakePlan({{&sequence_, 1}, cu_seqlens}, options);
     EXPECT_TRUE(plan.ok()) << plan.status();
     auto stats =
@@ -104,7 +107,8 @@ class EngineTest : public ::testing::Test {
                                           model_.head_dim_k),
                         MutableTensorView::Dense(answer.output.data(), DType::kFloat32, rows,
                                                  model_.num_q_heads, model_.head_dim_v),
-                        PerHeadView::Dense(answer.lse.data(), rows, model_.num_q_heads));
+                        PerHeadView::Dense(answer.lse.data(), rows, model_.num_q_heads),
+                        PerHeadView::Dense(answer.errors.data(), rows, model_.num_q_heads));
     EXPECT_TRUE(stats.ok()) << stats.status();
     if (stats.ok()) answer.stats = *stats;
     return answer;
@@ -230,10 +234,17 @@ TEST_F(EngineTest, EveryTokenIsCountedOnce) {
         SCOPED_TRACE(::testing::Message()
                      << "zones " << static_cast<int>(zones) << ", estimation or sketch " << share
                      << ", retrieval " << retrieval);
-        const Answer got = Attend(0, zeros, options);
-        for (float lse : got.lse) EXPECT_NEAR(lse, std::log(2001.0), 1e-5);
-        for (size_t i = 0; i < want.output.size(); ++i) {
-          ASSERT_NEAR(got.output[i], want.output[i], 1e-5) << i;
+        for (const double open : {1.0, 0.4, 0.0}) {
+          for (const double target_error : {0.0, 0.3}) {
+            SCOPED_TRACE(::testing::Message() << "open " << open << " target " << target_error);
+            options.open = Budget::Ratio(open);
+            options.target_error = target_error;
+            const Answer got = Attend(0, zeros, options);
+            for (float lse : got.lse) EXPECT_NEAR(lse, std::log(2001.0), 1e-5);
+            for (size_t i = 0; i < want.output.size(); ++i) {
+              ASSERT_NEAR(got.output[i], want.output[i], 1e-5) << i;
+            }
+          }
         }
       }
     }
@@ -347,6 +358,72 @@ TEST_F(EngineTest, StatisticsAddUp) {
   EXPECT_EQ(exact.tokens_exact, exact.tokens_visible);
   EXPECT_EQ(exact.bytes_read, exact.bytes_dense);
   EXPECT_EQ(exact.error_estimate_max, 0.0);
+}
+
+TEST_F(EngineTest, ErrorEstimatesComePerHeadAndAreZeroWhereAllIsRead) {
+  Open(SmallOptions());
+  AppendRandom(1200);
+  // Of three rows the first two see segments that are not sealed yet.
+  const std::vector<float> queries = RandomQueries(3);
+  const Answer exact = Attend(0, queries, AttendOptions::Exact());
+  EXPECT_THAT(exact.errors, ::testing::Each(0.0f));
+  AppendRandom(1);
+  WaitForBuilds();
+  const Answer got = Attend(0, queries, {});
+  double sum = 0.0;
+  for (const float error : got.errors) {
+    EXPECT_GT(error, 0.0f);
+    sum += error;
+  }
+  EXPECT_NEAR(got.stats.error_estimate_mean, sum / static_cast<double>(got.errors.size()), 1e-6);
+  EXPECT_FLOAT_EQ(static_cast<float>(got.stats.error_estimate_max),
+                  *std::max_element(got.errors.begin(), got.errors.end()));
+}
+
+TEST_F(EngineTest, ALargerTargetErrorReadsLess) {
+  Open(SmallOptions());
+  AppendRandom(4000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  AttendOptions options;
+  options.retrieval = Budget::Ratio(0.5);
+  options.sketch = Budget::All();
+  const AttendStats most = Attend(0, queries, options).stats;
+  int64_t tokens = most.tokens_exact, sketched = most.tokens_sketched;
+  for (const double target : {1e-6, 0.05, 0.2, 0.5, 20.0}) {
+    options.target_error = target;
+    const Answer got = Attend(0, queries, options);
+    EXPECT_LE(got.stats.tokens_exact, tokens) << target;
+    EXPECT_LE(got.stats.tokens_sketched, sketched) << target;
+    tokens = got.stats.tokens_exact;
+    sketched = got.stats.tokens_sketched;
+    if (target == 1e-6) {
+      EXPECT_EQ(tokens, most.tokens_exact) << "the budgets are the most";
+      EXPECT_EQ(sketched, most.tokens_sketched);
+    }
+  }
+  EXPECT_LT(tokens, most.tokens_exact / 2);
+  EXPECT_EQ(sketched, 0);
+}
+
+TEST_F(EngineTest, OpeningFewerSuperClustersReadsFewerBytes) {
+  Open(SmallOptions());
+  AppendRandom(4000);
+  AppendRandom(1);
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  AttendOptions options;
+  options.sketch = Budget::Ratio(0.05);
+  int64_t bytes = Attend(0, queries, options).stats.bytes_read;
+  for (const double open : {0.5, 0.0}) {
+    options.open = Budget::Ratio(open);
+    const AttendStats stats = Attend(0, queries, options).stats;
+    EXPECT_LT(stats.bytes_read, bytes) << open;
+    // What is sketched is opened first.
+    EXPECT_GE(stats.tokens_sketched, static_cast<int64_t>(0.04 * stats.tokens_visible));
+    bytes = stats.bytes_read;
+  }
 }
 
 // Runs tasks in the caller, last first, and counts them.

@@ -159,11 +159,12 @@ TEST(MergeStatesTest, LargeLogSumExpsDoNotOverflow) {
     std::vector<float> output(8);
     std::vector<float> lse(1);
     ASSERT_TRUE(
-        MergeStates({TensorView::Dense(ones.data(), DType::kFloat32, 1, 1, 8),
-                     TensorView::Dense(threes.data(), DType::kFloat32, 1, 1, 8)},
-                    {PerHeadView::Dense(lse_in.data(), 1, 1), PerHeadView::Dense(lse_in.data(), 1, 1)},
-                    LseBase::kE, MutableTensorView::Dense(output.data(), DType::kFloat32, 1, 1, 8),
-                    PerHeadView::Dense(lse.data(), 1, 1))
+        MergeStates(
+            {TensorView::Dense(ones.data(), DType::kFloat32, 1, 1, 8),
+             TensorView::Dense(threes.data(), DType::kFloat32, 1, 1, 8)},
+            {PerHeadView::Dense(lse_in.data(), 1, 1), PerHeadView::Dense(lse_in.data(), 1, 1)},
+            LseBase::kE, MutableTensorView::Dense(output.data(), DType::kFloat32, 1, 1, 8),
+            PerHeadView::Dense(lse.data(), 1, 1))
             .ok());
     EXPECT_EQ(output, std::vector<float>(8, 2.0f));
     EXPECT_FLOAT_EQ(lse[0], at + std::log(2.0f));

@@ -185,6 +185,22 @@ TEST(OptionsTest, BadAttendOptionsAreRefusedByName) {
     options.estimation = Budget::Ratio(ratio);
     EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("estimation")) << ratio;
   }
+  for (const double ratio : {-0.001, 1.001, kNan}) {
+    options = {};
+    options.sketch = Budget::Ratio(ratio);
+    EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("sketch")) << ratio;
+    options = {};
+    options.open = Budget::Ratio(ratio);
+    EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("open")) << ratio;
+  }
+  for (const double error : {-0.01, kNan, double{kInf}}) {
+    options = {};
+    options.target_error = error;
+    EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("target_error")) << error;
+  }
+  options = AttendOptions::Paper();
+  options.target_error = 0.1;
+  EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("target_error must be 0 with"));
   options = {};
   options.lse_base = LseBase{0};
   EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("lse_base"));

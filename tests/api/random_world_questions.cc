@@ -98,6 +98,10 @@ Question DrawQuestion(Random& random, const ModelSpec& model, int64_t num_sequen
     options.sketch = random.Integer(0, 3) == 0 ? Budget::All() : DrawBudget(random);
     options.estimation = random.Integer(0, 3) == 0 ? Budget::All() : DrawBudget(random);
     if (random.Integer(0, 1) == 0) options.mass = MassEstimate::kLowerBound;
+    if (random.Integer(0, 2) == 0) options.open = DrawBudget(random);
+    if (options.zones != Zones::kPaper && random.Integer(0, 3) == 0) {
+      options.target_error = std::pow(10.0, static_cast<double>(random.Integer(-4, 1)));
+    }
   }
   return question;
 }
@@ -107,10 +111,12 @@ std::string ToString(const Question& question) {
     return b.is_ratio() ? fmt::format("{}", b.ratio()) : fmt::format("{} tokens", b.tokens());
   };
   return fmt::format(
-      "layer {} rows {} zones {} retrieval {} sketch {} estimation {} mass {} causal {}",
+      "layer {} rows {} zones {} retrieval {} sketch {} estimation {} open {} target {} mass {} "
+      "causal {}",
       question.layer, question.num_rows(), static_cast<int>(question.options.zones),
       budget(question.options.retrieval), budget(question.options.sketch),
-      budget(question.options.estimation), static_cast<int>(question.options.mass),
+      budget(question.options.estimation), budget(question.options.open),
+      question.options.target_error, static_cast<int>(question.options.mass),
       question.options.causal);
 }
 
@@ -133,9 +139,18 @@ absl::StatusOr<Answer> Ask(Engine& engine, Random& random, absl::Span<const Sequ
   }
   WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
                           engine.MakePlan({sequences, question.cu_seqlens}, question.options));
+  std::vector<float> errors(rows * model.num_q_heads, -1.0f);
   const auto stats =
-      engine.Attend(plan, question.layer, queries.view(), output.mutable_view(), lse_view);
+      engine.Attend(plan, question.layer, queries.view(), output.mutable_view(), lse_view,
+                    PerHeadView::Dense(errors.data(), rows, model.num_q_heads));
   if (!stats.ok()) return stats.status();
+  for (const float error : errors) {
+    // Sums of the same numbers in another order.
+    if (!(error >= 0.0f && error <= stats->error_estimate_max * 1.001)) {
+      return Differs("error estimate {} of a head, at most {} in all", error,
+                     stats->error_estimate_max);
+    }
+  }
   if (!output.FillerIsIntact()) return Differs("Attend wrote beside the output");
 
   answer.stats = *stats;
@@ -261,7 +276,9 @@ absl::Status CheckRetrieved(const Question& question, const std::vector<Retrieve
           }
           num_tokens += tokens.clusters[c].num_tokens;
         }
-        if (num_tokens < budget) {
+        // With a target, budgets are the most that is read.
+        const bool fills = options.target_error == 0.0;
+        if (fills && num_tokens < budget) {
           return Differs("retrieved {} tokens of a budget of {}", num_tokens, budget);
         }
         std::set<int64_t> seen;
@@ -277,7 +294,7 @@ absl::Status CheckRetrieved(const Question& question, const std::vector<Retrieve
         const auto num_seen = static_cast<int64_t>(seen.size());
         if (sketch) {
           // Clusters of which most was chosen are read whole.
-          if (num_seen < wanted || num_seen > std::min(num_tokens, 2 * wanted)) {
+          if ((fills && num_seen < wanted) || num_seen > std::min(num_tokens, 2 * wanted)) {
             return Differs("{} positions of {} sketched for a budget of {}", num_seen, num_tokens,
                            wanted);
           }

@@ -78,6 +78,7 @@ TEST(ClusterIndexTest, SectionsAreAlignedDisjointAndInTheDocumentedOrder) {
         {at(index.key_spreads), c.num_clusters * 4},
         {at(index.value_spreads), c.num_clusters * 4},
         {at(index.super_key_spreads), num_supers * 4},
+        {at(index.super_value_spreads), num_supers * 4},
         {at(index.mean_key), c.head_dim_k * 4},
         {at(index.mean_value), c.head_dim_v * 4},
     };
@@ -176,6 +177,7 @@ TEST(ClusterIndexTest, ReaderSeesTheSameSections) {
   EXPECT_EQ(reader.key_spreads, index.key_spreads);
   EXPECT_EQ(reader.super_offsets, index.super_offsets);
   EXPECT_EQ(reader.super_key_spreads, index.super_key_spreads);
+  EXPECT_EQ(reader.super_value_spreads, index.super_value_spreads);
   EXPECT_EQ(reader.mean_key, index.mean_key);
   EXPECT_EQ(reader.value_spreads, index.value_spreads);
   EXPECT_EQ(reader.mean_value, index.mean_value);

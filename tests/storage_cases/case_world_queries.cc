@@ -35,6 +35,8 @@ void SetBudgets(const Asked& asked, AttendOptions& options) {
     default:
       break;
   }
+  if (asked.has_open_ratio()) options.open = Budget::Ratio(asked.open_ratio());
+  options.target_error = asked.target_error();
   // Numbers that are no enumerator become 0, which the engine refuses.
   if (asked.zones() != v1::ZONES_UNSPECIFIED) {
     const bool known = v1::Zones_IsValid(asked.zones());

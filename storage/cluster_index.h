@@ -9,7 +9,8 @@
 //   key_spreads        fp32   [num_clusters]       mean of |k - centroid|^2
 //   value_spreads      fp32   [num_clusters]       mean of |v - value mean|^2
 //   super_key_spreads  fp32   [num_supers]         mean of |k - centroid of the super-cluster|^2
-//   super_value_spreads fp32  [num_supers]         mean of |value mean of a token's cluster - that of
+//   super_value_spreads fp32  [num_supers]         mean of |value mean of a token's cluster - that
+//   of
 //                                                  the super-cluster|^2
 //   mean_key           fp32   [head_dim_k]         mean of the segment's keys
 //   mean_value         fp32   [head_dim_v]         mean of the segment's values

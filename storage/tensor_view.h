@@ -40,8 +40,8 @@ using TensorView = BasicTensorView<const void>;
 using MutableTensorView = BasicTensorView<void>;
 
 // A [num_rows, num_heads] view of one number a query head: a log-sum-exp, an error estimate. vLLM's
-// [heads, tokens] and FlashInfer's [tokens, heads] differ in the strides alone. data == nullptr: the
-// caller does not want them.
+// [heads, tokens] and FlashInfer's [tokens, heads] differ in the strides alone. data == nullptr:
+// the caller does not want them.
 struct PerHeadView {
   float* data = nullptr;
   int64_t num_rows = 0;

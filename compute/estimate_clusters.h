@@ -32,7 +32,7 @@ namespace wavekv {
 //
 // *num_value_means and *num_super_value_means: how many were read.
 //
-// Error terms, for the step's error estimate (nullptr: not wanted), from queries [num_queries,
+// Error terms, for the step's error estimate (both or none: nullptr), from queries [num_queries,
 // head_dim_k], scaled, and token_rank_scores, shaped as token_logits. What they add up, and the
 // constants, were chosen by what predicts the errors of recorded attention (docs/wave_index.md).
 // With x_i and g_i as in score_clusters.h, and u_j = min(s_j^2 / 2, kLogMassGainMax), s_j the

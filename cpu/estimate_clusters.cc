@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/estimate_errors.h"
 #include "cpu/estimate_weights.h"
 #include "cpu/targets.h"
 
@@ -135,6 +136,21 @@ void AnswerQueries(const EstimateClustersTask& task, const EstimateWeights& weig
   }
 }
 
+void AddErrors(const EstimateClustersTask& task, const EstimateWeights& weights) {
+  // Grows to the largest index that the thread has seen.
+  thread_local EstimateErrors errors;
+  errors.Load(task);
+  for (int h = 0; h < task.num_queries; ++h) {
+    const ErrorTerms terms = errors.Compute(task, h, weights.logs(h));
+    task.missing_lse[h] = terms.missing_mass > 0.0
+                              ? weights.offset(h) + static_cast<float>(std::log(terms.missing_mass))
+                              : kMinusInfinity;
+    const double mass = weights.mass(h);
+    task.value_variance[h] =
+        mass > 0.0 ? static_cast<float>(terms.value_variance / (mass * mass)) : 0.0f;
+  }
+}
+
 void EstimateClustersOf(const EstimateClustersTask& task) {
   // Grows to the largest index that the thread has seen.
   thread_local EstimateWeights weights;
@@ -151,14 +167,8 @@ void EstimateClustersOf(const EstimateClustersTask& task) {
   for (int h = 0; h < task.num_queries; ++h) {
     const float mass = weights.mass(h);
     task.lse[h] = mass > 0.0f ? weights.offset(h) + std::log(mass) : kMinusInfinity;
-    if (task.missing_lse != nullptr) {
-      const float missing = weights.missing_mass(h);
-      task.missing_lse[h] = missing > 0.0f ? weights.offset(h) + std::log(missing) : kMinusInfinity;
-    }
-    if (task.value_variance != nullptr) {
-      task.value_variance[h] = mass > 0.0f ? weights.value_variance(h) / (mass * mass) : 0.0f;
-    }
   }
+  if (task.missing_lse != nullptr) AddErrors(task, weights);
   if (task.num_value_means != nullptr) {
     *task.num_value_means = static_cast<int64_t>(weights.clusters().size());
   }

@@ -59,12 +59,7 @@ void EstimateWeights::Compute(const EstimateClustersTask& task) {
   whole_masses_.resize(num_clusters_);
   masses_.assign(task.num_queries, 0.0f);
   of_means_.assign(task.num_queries, 0.0f);
-  missing_masses_.assign(task.num_queries, 0.0f);
-  value_variances_.assign(task.num_queries, 0.0f);
-  for (int h = 0; h < task.num_queries; ++h) {
-    ComputeQuery(task, h);
-    if (task.missing_lse != nullptr) AddErrors(task, h);
-  }
+  for (int h = 0; h < task.num_queries; ++h) ComputeQuery(task, h);
 }
 
 void EstimateWeights::ListMeans(const EstimateClustersTask& task) {
@@ -180,54 +175,6 @@ void EstimateWeights::ComputeQuery(const EstimateClustersTask& task, int query) 
   }
   masses_[query] = static_cast<float>(mass);
   of_means_[query] = static_cast<float>(of_means);
-}
-
-// The error terms of one query.
-void EstimateWeights::AddErrors(const EstimateClustersTask& task, int query) {
-  const ClusterIndex& index = *task.index;
-  const int dim = index.shape.head_dim_k;
-  float logit_spread = 0.0f;
-  for (int d = 0; d < dim; ++d) {
-    const float element = task.queries[int64_t{query} * dim + d];
-    logit_spread += element * element / static_cast<float>(dim);
-  }
-  const float* cluster_masses = logs_.data() + query * row_;
-  const float* token_masses = cluster_masses + num_clusters_;
-  const float* logits = task.token_logits + query * task.token_stride;
-  const float* rank_scores = task.token_rank_scores + query * task.token_stride;
-  double missing = 0.0, variance = 0.0;
-  int64_t token = 0;
-  for (int64_t s = 0; s < num_supers_; ++s) {
-    const float super_spread = index.super_value_spreads[s];
-    float squares_of_means = 0.0f, hidden = 0.0f;
-    for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
-      const float mass = cluster_masses[i];
-      if (task.zones[i] == Zone::kIgnored) {
-        missing += mass;
-      } else if (task.zones[i] == Zone::kSketch) {
-        float doubt = 0.0f, squares = 0.0f;
-        for (const int64_t end = token + index.cluster_size(i); token < end; ++token) {
-          if (task.chosen[token] != 0) continue;
-          const float noise = rank_scores[token] - logits[token];
-          doubt += token_masses[token] * std::min(0.5f * noise * noise, kLogMassGainMax);
-          squares += token_masses[token] * token_masses[token];
-        }
-        missing += kDoubt * doubt;
-        variance += kTokenVariance * squares * index.value_spreads[i];
-      } else if (task.zones[i] != Zone::kRetrieval) {
-        const float logit_variance = logit_spread * index.key_spreads[i];
-        const float gain = std::min(0.5f * logit_variance, kLogMassGainMax);
-        missing +=
-            mass * (task.mass == MassEstimate::kLowerBound ? gain : kDoubt * gain / (1.0f + gain));
-        squares_of_means += mass * mass;
-        hidden += mass * mass * (index.value_spreads[i] + super_spread) * Growth(logit_variance) /
-                  static_cast<float>(index.cluster_size(i));
-      }
-    }
-    variance += kClusterVariance * squares_of_means * super_spread + kHiddenVariance * hidden;
-  }
-  missing_masses_[query] = static_cast<float>(missing);
-  value_variances_[query] = static_cast<float>(variance);
 }
 
 void EstimateWeights::TakeRemainder(const EstimateClustersTask& task, int query, int64_t super,

@@ -28,16 +28,17 @@ class EstimateWeights {
   absl::Span<float> logs(int query) {
     return absl::MakeSpan(logs_.data() + query * row_, static_cast<size_t>(row_));
   }
+  absl::Span<const float> logs(int query) const {
+    return absl::MakeConstSpan(logs_.data() + query * row_, static_cast<size_t>(row_));
+  }
   // The greatest log of what is answered; 0 when there is none.
   float offset(int query) const { return offsets_[query]; }
   void Compute(const EstimateClustersTask& task);
 
-  // All relative to e^offset, the variance to e^(2 offset).
+  // All relative to e^offset.
   float mass(int query) const { return masses_[query]; }
   // The segment's mean, which all other means are relative to.
   float of_means(int query) const { return of_means_[query]; }
-  float missing_mass(int query) const { return missing_masses_[query]; }
-  float value_variance(int query) const { return value_variances_[query]; }
 
   // The clusters and super-clusters whose value means have weights, and the weights by number, as
   // the means are stored: a super-cluster's are its own and those of its clusters.
@@ -62,7 +63,6 @@ class EstimateWeights {
   void ComputeQuery(const EstimateClustersTask& task, int query);
   void TakeRemainder(const EstimateClustersTask& task, int query, int64_t super,
                      float remainder_mass, int64_t remainder_tokens);
-  void AddErrors(const EstimateClustersTask& task, int query);
   float ComputeSketchCluster(const EstimateClustersTask& task, int query, int64_t cluster,
                              int64_t first_token, size_t* taken, float* whole_mass);
 
@@ -73,8 +73,6 @@ class EstimateWeights {
   std::vector<float> offsets_;
   std::vector<float> masses_;
   std::vector<float> of_means_;
-  std::vector<float> missing_masses_;
-  std::vector<float> value_variances_;
   std::vector<Remainder> remainders_;
   std::vector<uint32_t> clusters_;
   std::vector<uint32_t> supers_;

@@ -9,6 +9,7 @@
 #define HWY_TARGET_INCLUDE "cpu/risk_cut.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/growth-inl.h"
 #include "cpu/shares-inl.h"
 #include "hwy/highway.h"
 
@@ -25,10 +26,7 @@ HWY_INLINE V RisksOf(const RiskLimit& limit, int h, V log_masses, V variances, V
   V factor = variances;
   if (limit.hidden_variances != nullptr) {
     const V x = hn::Mul(hn::Set(d, limit.logit_spreads[h]), key_spreads);
-    V growth =
-        hn::MulAdd(hn::Min(x, hn::Set(d, 16.0f)), hn::Set(d, 1.0f / 256.0f), hn::Set(d, 1.0f));
-    for (int i = 0; i < 8; ++i) growth = hn::Mul(growth, growth);
-    factor = hn::MulAdd(hidden_variances, growth, factor);
+    factor = hn::MulAdd(hidden_variances, GrowthOf(d, x), factor);
   }
   return hn::Mul(hn::Mul(share, share), factor);
 }

@@ -1,0 +1,149 @@
+#include "cpu/estimate_errors.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/estimate_errors.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.
+#include "cpu/growth-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace wavekv::cpu::HWY_NAMESPACE {
+namespace {
+
+using Full = hn::ScalableTag<float>;
+using V = hn::Vec<Full>;
+
+// Elements [i, i + N) of `count`, filled up with zeros.
+HWY_INLINE V LoadSome(const float* from, int64_t i, int64_t count) {
+  const Full d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  if (i + n <= count) return hn::LoadU(d, from + i);
+  alignas(64) float rest[hn::MaxLanes(Full())] = {};
+  std::copy(from + i, from + count, rest);
+  return hn::Load(d, rest);
+}
+
+ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& errors,
+                       float logit_spread, const float* masses) {
+  const Full d;
+  const V one = hn::Set(d, 1.0f), doubt = hn::Set(d, kDoubt), half = hn::Set(d, 0.5f);
+  const V gain_max = hn::Set(d, kLogMassGainMax), spread = hn::Set(d, logit_spread);
+  const bool bound = task.mass == MassEstimate::kLowerBound;
+  V missing = hn::Zero(d), variance = hn::Zero(d);
+  const int64_t count = task.index->num_clusters;
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const V mass = LoadSome(masses, i, count);
+    const V x = hn::Mul(spread, LoadSome(task.index->key_spreads, i, count));
+    const V gain = hn::Min(hn::Mul(x, half), gain_max);
+    const V lacking = bound ? gain : hn::Div(hn::Mul(doubt, gain), hn::Add(one, gain));
+    const V share = hn::MulAdd(LoadSome(errors.answered().data(), i, count), lacking,
+                               LoadSome(errors.ignored().data(), i, count));
+    missing = hn::MulAdd(mass, share, missing);
+    const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count),
+                                GrowthOf(d, x), LoadSome(errors.variances().data(), i, count));
+    variance = hn::MulAdd(hn::Mul(mass, mass), factor, variance);
+  }
+  return {hn::GetLane(hn::SumOfLanes(d, missing)), hn::GetLane(hn::SumOfLanes(d, variance))};
+}
+
+ErrorTerms SumTokens(const EstimateClustersTask& task, const EstimateErrors& errors, int query,
+                     const float* masses, int64_t count) {
+  const Full d;
+  const V half = hn::Set(d, 0.5f), gain_max = hn::Set(d, kLogMassGainMax);
+  const float* logits = task.token_logits + query * task.token_stride;
+  const float* rank_scores = task.token_rank_scores + query * task.token_stride;
+  V missing = hn::Zero(d), variance = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const V mass = LoadSome(masses, i, count);
+    const V noise = hn::Sub(LoadSome(rank_scores, i, count), LoadSome(logits, i, count));
+    const V gain = hn::Min(hn::Mul(hn::Mul(noise, noise), half), gain_max);
+    const V left = hn::Mul(mass, LoadSome(errors.left_tokens().data(), i, count));
+    missing = hn::MulAdd(left, gain, missing);
+    variance = hn::MulAdd(hn::Mul(mass, mass), LoadSome(errors.token_variances().data(), i, count),
+                          variance);
+  }
+  return {kDoubt * hn::GetLane(hn::SumOfLanes(d, missing)),
+          hn::GetLane(hn::SumOfLanes(d, variance))};
+}
+
+ErrorTerms ComputeErrors(const EstimateClustersTask& task, const EstimateErrors& errors, int query,
+                         const float* masses, int64_t num_tokens) {
+  const int dim = task.index->shape.head_dim_k;
+  float squared = 0.0f;
+  for (int i = 0; i < dim; ++i) {
+    const float element = task.queries[int64_t{query} * dim + i];
+    squared += element * element;
+  }
+  const float logit_spread = squared / static_cast<float>(dim);
+  const ErrorTerms clusters = SumClusters(task, errors, logit_spread, masses);
+  if (num_tokens == 0) return clusters;
+  const float* token_masses = masses + task.index->num_clusters;
+  const ErrorTerms tokens = SumTokens(task, errors, query, token_masses, num_tokens);
+  return {clusters.missing_mass + tokens.missing_mass,
+          clusters.value_variance + tokens.value_variance};
+}
+
+}  // namespace
+}  // namespace wavekv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace wavekv::cpu {
+
+HWY_EXPORT(ComputeErrors);
+
+void EstimateErrors::Load(const EstimateClustersTask& task) {
+  const ClusterIndex& index = *task.index;
+  answered_.assign(index.num_clusters, 0.0f);
+  ignored_.assign(index.num_clusters, 0.0f);
+  variances_.assign(index.num_clusters, 0.0f);
+  hidden_variances_.assign(index.num_clusters, 0.0f);
+  int64_t num_tokens = 0;
+  for (int64_t i = 0; i < index.num_clusters; ++i) {
+    if (task.zones[i] == Zone::kSketch) num_tokens += index.cluster_size(i);
+  }
+  left_tokens_.resize(num_tokens);
+  token_variances_.resize(num_tokens);
+  int64_t token = 0;
+  for (int64_t s = 0; s < index.num_supers; ++s) {
+    const float super_spread = index.super_value_spreads[s];
+    for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
+      const float spread = index.value_spreads[i];
+      switch (task.zones[i]) {
+        case Zone::kRetrieval:
+          break;
+        case Zone::kIgnored:
+          ignored_[i] = 1.0f;
+          break;
+        case Zone::kSketch:
+          for (const int64_t end = token + index.cluster_size(i); token < end; ++token) {
+            left_tokens_[token] = task.chosen[token] == 0 ? 1.0f : 0.0f;
+            token_variances_[token] = left_tokens_[token] * kTokenVariance * spread;
+          }
+          break;
+        case Zone::kEstimation:
+        case Zone::kRemainder:
+          answered_[i] = 1.0f;
+          variances_[i] = kClusterVariance * super_spread;
+          hidden_variances_[i] =
+              kHiddenVariance * (spread + super_spread) / static_cast<float>(index.cluster_size(i));
+          break;
+      }
+    }
+  }
+}
+
+ErrorTerms EstimateErrors::Compute(const EstimateClustersTask& task, int query,
+                                   absl::Span<const float> masses) const {
+  return HWY_DYNAMIC_DISPATCH(ComputeErrors)(task, *this, query, masses.data(),
+                                             static_cast<int64_t>(left_tokens_.size()));
+}
+
+}  // namespace wavekv::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,48 @@
+// The error terms of compute/estimate_clusters.h.
+#ifndef WAVEKV_CPU_ESTIMATE_ERRORS_H_
+#define WAVEKV_CPU_ESTIMATE_ERRORS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "compute/estimate_clusters.h"
+
+namespace wavekv::cpu {
+
+// Relative to e^offset, the variance to e^(2 offset).
+struct ErrorTerms {
+  double missing_mass = 0.0;
+  double value_variance = 0.0;
+};
+
+// Used in order: Load, then Compute for each query. The buffers are kept from one task to the next.
+class EstimateErrors {
+ public:
+  void Load(const EstimateClustersTask& task);
+
+  // `masses`: e^{log-mass - offset} of all clusters, then e^{logit - offset} of all tokens of the
+  // sketch zone.
+  ErrorTerms Compute(const EstimateClustersTask& task, int query,
+                     absl::Span<const float> masses) const;
+
+  // What weighs a cluster or a token in the sums, 0 where its zone has no part in them.
+  const std::vector<float>& answered() const { return answered_; }  // 1
+  const std::vector<float>& ignored() const { return ignored_; }    // 1
+  const std::vector<float>& variances() const { return variances_; }
+  const std::vector<float>& hidden_variances() const { return hidden_variances_; }
+  const std::vector<float>& left_tokens() const { return left_tokens_; }  // 1
+  const std::vector<float>& token_variances() const { return token_variances_; }
+
+ private:
+  std::vector<float> answered_;
+  std::vector<float> ignored_;
+  std::vector<float> variances_;
+  std::vector<float> hidden_variances_;
+  std::vector<float> left_tokens_;
+  std::vector<float> token_variances_;
+};
+
+}  // namespace wavekv::cpu
+
+#endif  // WAVEKV_CPU_ESTIMATE_ERRORS_H_

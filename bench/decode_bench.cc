@@ -1,7 +1,7 @@
 // A decode step of one layer on contexts of 8K to 1M tokens: exact attention over all tokens, the
-// default zones, and reading the same K and V bytes once, the floor of exact attention. Before
-// timing, exact attention of one kv head is compared with naive attention in double precision, and
-// the zones' error is measured against exact attention.
+// zones (the default ones unless options say otherwise), and reading the same K and V bytes once,
+// the floor of exact attention. Before timing, exact attention of one kv head is compared with
+// naive attention in double precision, and the zones' error is measured against exact attention.
 //
 // The last lines, one a context, that of 128K tokens last:
 //   decode tokens=.. stream_ms=.. dense_ms=.. wave_ms=.. ratio=.. rel_err_mean=.. bytes_ratio=..
@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "bench/bench_main.h"
 #include "bench/stream_read.h"
@@ -32,6 +33,7 @@ struct Arguments {
   std::vector<int64_t> tokens = {8192, 32768, 131072, 524288, 1048576};
   std::vector<int64_t> threads = {0};  // one number; 0: one per processor
   std::vector<synthetic::Sharpness> heads = {synthetic::Sharpness::kMid};
+  AttendOptions zones;
 };
 
 Arguments& TheArguments() {
@@ -110,7 +112,7 @@ class Context {
     WAVEKV_RETURN_IF_ERROR(Attend(exact, 0, rows).status());
     WAVEKV_RETURN_IF_ERROR(CheckExact());
     const std::vector<float> want = output_;
-    WAVEKV_ASSIGN_OR_RETURN(const Plan zones, MakePlan(rows, AttendOptions()));
+    WAVEKV_ASSIGN_OR_RETURN(const Plan zones, MakePlan(rows, TheArguments().zones));
     WAVEKV_ASSIGN_OR_RETURN(const AttendStats stats, Attend(zones, 0, rows));
     double error = 0.0;
     const size_t dim = spec().head_dim;
@@ -219,7 +221,7 @@ void Attend(benchmark::State& state, const AttendOptions& options) {
 }
 
 void BM_Dense(benchmark::State& state) { Attend(state, AttendOptions::Exact()); }
-void BM_Wave(benchmark::State& state) { Attend(state, AttendOptions()); }
+void BM_Wave(benchmark::State& state) { Attend(state, TheArguments().zones); }
 
 // As many bytes as K and V have, in huge pages like theirs.
 void BM_StreamRead(benchmark::State& state) {
@@ -273,6 +275,29 @@ void PrintLines(const Milliseconds& times) {
   }
 }
 
+bool ParseZones(const std::string& name) {
+  AttendOptions& zones = TheArguments().zones;
+  if (name == "paper") {
+    zones.zones = Zones::kPaper;
+    zones.mass = MassEstimate::kLowerBound;
+  } else if (name == "clusters" || name == "sketch") {
+    zones.zones = name == "sketch" ? Zones::kSketch : Zones::kClusters;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// What a zone takes, as a share.
+Option ShareOption(const char* name, const char* help, Budget* budget) {
+  return {name, help, [budget](const std::string& value) {
+            double share = 0.0;
+            if (!absl::SimpleAtod(value, &share) || !(share >= 0.0 && share <= 1.0)) return false;
+            *budget = Budget::Ratio(share);
+            return true;
+          }};
+}
+
 }  // namespace
 }  // namespace wavekv::bench
 
@@ -292,6 +317,14 @@ int main(int argc, char** argv) {
                          arguments.heads.push_back(*kind);
                        }
                        return true;
+                     }},
+                    {"zones", "sketch (default), clusters or paper", &ParseZones},
+                    ShareOption("retrieval", "share read exactly", &arguments.zones.retrieval),
+                    ShareOption("sketch", "share of the sketch zone", &arguments.zones.sketch),
+                    {"target-error", "read as little as it takes, 0: what the budgets say",
+                     [&](const std::string& value) {
+                       return absl::SimpleAtod(value, &arguments.zones.target_error) &&
+                              ValidateAttendOptions(arguments.zones).ok();
                      }}},
                    &Register, &PrintLines);
 }

@@ -42,12 +42,13 @@ ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& e
     const V x = hn::Mul(spread, LoadSome(task.index->key_spreads, i, count));
     const V gain = hn::Min(hn::Mul(x, half), gain_max);
     const V lacking = bound ? gain : hn::Div(hn::Mul(doubt, gain), hn::Add(one, gain));
-    const V share = hn::MulAdd(LoadSome(errors.answered().data(), i, count), lacking,
-                               LoadSome(errors.ignored().data(), i, count));
-    missing = hn::MulAdd(mass, share, missing);
+    // Masked before it is squared: what is read may be heavier than all else by e^80.
+    const V answered = hn::Mul(mass, LoadSome(errors.answered().data(), i, count));
+    const V ignored = hn::Mul(mass, LoadSome(errors.ignored().data(), i, count));
+    missing = hn::MulAdd(answered, lacking, hn::Add(ignored, missing));
     const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count),
                                 GrowthOf(d, x), LoadSome(errors.variances().data(), i, count));
-    variance = hn::MulAdd(hn::Mul(mass, mass), factor, variance);
+    variance = hn::MulAdd(hn::Mul(answered, answered), factor, variance);
   }
   return {hn::GetLane(hn::SumOfLanes(d, missing)), hn::GetLane(hn::SumOfLanes(d, variance))};
 }
@@ -65,8 +66,8 @@ ErrorTerms SumTokens(const EstimateClustersTask& task, const EstimateErrors& err
     const V gain = hn::Min(hn::Mul(hn::Mul(noise, noise), half), gain_max);
     const V left = hn::Mul(mass, LoadSome(errors.left_tokens().data(), i, count));
     missing = hn::MulAdd(left, gain, missing);
-    variance = hn::MulAdd(hn::Mul(mass, mass), LoadSome(errors.token_variances().data(), i, count),
-                          variance);
+    const V spread = LoadSome(errors.token_variances().data(), i, count);
+    variance = hn::MulAdd(hn::Mul(left, left), spread, variance);
   }
   return {kDoubt * hn::GetLane(hn::SumOfLanes(d, missing)),
           hn::GetLane(hn::SumOfLanes(d, variance))};
@@ -124,7 +125,7 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
         case Zone::kSketch:
           for (const int64_t end = token + index.cluster_size(i); token < end; ++token) {
             left_tokens_[token] = task.chosen[token] == 0 ? 1.0f : 0.0f;
-            token_variances_[token] = left_tokens_[token] * kTokenVariance * spread;
+            token_variances_[token] = kTokenVariance * spread;
           }
           break;
         case Zone::kEstimation:

@@ -26,7 +26,7 @@ class EstimateErrors {
   ErrorTerms Compute(const EstimateClustersTask& task, int query,
                      absl::Span<const float> masses) const;
 
-  // What weighs a cluster or a token in the sums, 0 where its zone has no part in them.
+  // What a cluster or a token weighs in the sums; 0 or 1 by its zone, and variances.
   const std::vector<float>& answered() const { return answered_; }  // 1
   const std::vector<float>& ignored() const { return ignored_; }    // 1
   const std::vector<float>& variances() const { return variances_; }

@@ -360,6 +360,23 @@ TEST_F(EstimateClustersTest, MassesOfMinusInfinityWeighNothing) {
   ForEachTarget([&] { Check(index, queries, masses, 20, zones, 2, true); });
 }
 
+TEST_F(EstimateClustersTest, WhatIsReadMayBeFarHeavierThanTheRest) {
+  Random random(77);
+  WAVEKV_TRACE_SEED(random);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
+  const std::vector<float> queries = random.Gaussians(64);
+  std::vector<float> masses = random.Gaussians(20);
+  std::vector<Zone> zones(20, Zone::kRemainder);
+  zones[4] = Zone::kSketch;
+  zones[7] = Zone::kRetrieval;
+  masses[7] = 300.0f;
+  DrawTokens(random, index, zones, 1, 1.0f);
+  chosen_.assign(num_tokens_, 0);
+  chosen_[0] = 1;
+  logits_[0] = scores_[0] = 300.0f;
+  ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
+}
+
 TEST_F(EstimateClustersTest, HugeMassesDoNotOverflow) {
   Random random(76);
   WAVEKV_TRACE_SEED(random);

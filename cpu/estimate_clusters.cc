@@ -141,7 +141,7 @@ void AddErrors(const EstimateClustersTask& task, const EstimateWeights& weights)
   thread_local EstimateErrors errors;
   errors.Load(task);
   for (int h = 0; h < task.num_queries; ++h) {
-    const ErrorTerms terms = errors.Compute(task, h, weights.logs(h));
+    const ErrorTerms terms = errors.Compute(task, h, weights);
     task.missing_lse[h] = terms.missing_mass > 0.0
                               ? weights.offset(h) + static_cast<float>(std::log(terms.missing_mass))
                               : kMinusInfinity;
@@ -151,14 +151,68 @@ void AddErrors(const EstimateClustersTask& task, const EstimateWeights& weights)
   }
 }
 
+// Copies logs and returns the greatest of those whose `counts` is not 0.
+float CopyLogs(const float* from, const float* counts, int64_t count, float* to) {
+  const hn::ScalableTag<float> d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  const auto none = hn::Set(d, kMinusInfinity);
+  auto greatest = none;
+  int64_t i = 0;
+  for (; i + n <= count; i += n) {
+    const auto log = hn::LoadU(d, from + i);
+    const auto is_counted = hn::Ne(hn::LoadU(d, counts + i), hn::Zero(d));
+    greatest = hn::Max(greatest, hn::IfThenElse(is_counted, log, none));
+    hn::StoreU(log, d, to + i);
+  }
+  float most = hn::GetLane(hn::MaxOfLanes(d, greatest));
+  for (; i < count; ++i) {
+    to[i] = from[i];
+    if (counts[i] != 0.0f) most = std::max(most, from[i]);
+  }
+  return most;
+}
+
+void SumSketchClusters(EstimateWeights& weights, int query) {
+  const hn::ScalableTag<float> d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  const std::vector<int64_t>& clusters = weights.sketch_clusters();
+  const float* left_tokens = weights.left_tokens().data();
+  const float* masses = weights.logs(query).data() + weights.answered().size();
+  EstimateWeights::SketchMass* sums = weights.sketch_masses(query);
+  for (int64_t c = 0; c < weights.num_sketch_clusters(); ++c) {
+    auto whole = hn::Zero(d), left = hn::Zero(d);
+    for (int64_t t = clusters[c]; t < clusters[c + 1]; t += n) {
+      const auto mine = hn::FirstN(d, static_cast<size_t>(clusters[c + 1] - t));
+      const auto mass = hn::IfThenElseZero(mine, hn::LoadU(d, masses + t));
+      whole = hn::Add(whole, mass);
+      left = hn::MulAdd(mass, hn::LoadU(d, left_tokens + t), left);
+    }
+    sums[c] = {hn::GetLane(hn::SumOfLanes(d, whole)), hn::GetLane(hn::SumOfLanes(d, left))};
+  }
+}
+
+void LoadQuery(const EstimateClustersTask& task, int query, EstimateWeights& weights) {
+  const absl::Span<float> logs = weights.logs(query);
+  const int64_t num_clusters = task.index->num_clusters;
+  const int64_t num_tokens = static_cast<int64_t>(logs.size()) - num_clusters;
+  float greatest = CopyLogs(task.log_masses + query * task.log_masses_stride,
+                            weights.answered().data(), num_clusters, logs.data());
+  if (num_tokens > 0) {
+    const float of_tokens =
+        CopyLogs(task.token_logits + query * task.token_stride, weights.left_tokens().data(),
+                 num_tokens, logs.data() + num_clusters);
+    greatest = std::max(greatest, of_tokens);
+  }
+  weights.offset(query) = greatest == kMinusInfinity ? 0.0f : greatest;
+  Exponentials(logs.data(), static_cast<int64_t>(logs.size()), weights.offset(query));
+  SumSketchClusters(weights, query);
+}
+
 void EstimateClustersOf(const EstimateClustersTask& task) {
   // Grows to the largest index that the thread has seen.
   thread_local EstimateWeights weights;
   weights.Load(task);
-  for (int h = 0; h < task.num_queries; ++h) {
-    const absl::Span<float> logs = weights.logs(h);
-    Exponentials(logs.data(), static_cast<int64_t>(logs.size()), weights.offset(h));
-  }
+  for (int h = 0; h < task.num_queries; ++h) LoadQuery(task, h, weights);
   weights.Compute(task);
   const Rotation rotation(task.index->shape.head_dim_v);
   for (int q = 0; q < task.num_queries; q += kQueries) {

@@ -30,7 +30,7 @@ HWY_INLINE V LoadSome(const float* from, int64_t i, int64_t count) {
 }
 
 ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& errors,
-                       float logit_spread, const float* masses) {
+                       const EstimateWeights& weights, float logit_spread, const float* masses) {
   const Full d;
   const V one = hn::Set(d, 1.0f), doubt = hn::Set(d, kDoubt), half = hn::Set(d, 0.5f);
   const V gain_max = hn::Set(d, kLogMassGainMax), spread = hn::Set(d, logit_spread);
@@ -43,7 +43,7 @@ ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& e
     const V gain = hn::Min(hn::Mul(x, half), gain_max);
     const V lacking = bound ? gain : hn::Div(hn::Mul(doubt, gain), hn::Add(one, gain));
     // Masked before it is squared: what is read may be heavier than all else by e^80.
-    const V answered = hn::Mul(mass, LoadSome(errors.answered().data(), i, count));
+    const V answered = hn::Mul(mass, LoadSome(weights.answered().data(), i, count));
     const V ignored = hn::Mul(mass, LoadSome(errors.ignored().data(), i, count));
     missing = hn::MulAdd(answered, lacking, hn::Add(ignored, missing));
     const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count),
@@ -53,8 +53,9 @@ ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& e
   return {hn::GetLane(hn::SumOfLanes(d, missing)), hn::GetLane(hn::SumOfLanes(d, variance))};
 }
 
-ErrorTerms SumTokens(const EstimateClustersTask& task, const EstimateErrors& errors, int query,
-                     const float* masses, int64_t count) {
+ErrorTerms SumTokens(const EstimateClustersTask& task, const EstimateErrors& errors,
+                     const EstimateWeights& weights, int query, const float* masses,
+                     int64_t count) {
   const Full d;
   const V half = hn::Set(d, 0.5f), gain_max = hn::Set(d, kLogMassGainMax);
   const float* logits = task.token_logits + query * task.token_stride;
@@ -64,7 +65,7 @@ ErrorTerms SumTokens(const EstimateClustersTask& task, const EstimateErrors& err
     const V mass = LoadSome(masses, i, count);
     const V noise = hn::Sub(LoadSome(rank_scores, i, count), LoadSome(logits, i, count));
     const V gain = hn::Min(hn::Mul(hn::Mul(noise, noise), half), gain_max);
-    const V left = hn::Mul(mass, LoadSome(errors.left_tokens().data(), i, count));
+    const V left = hn::Mul(mass, LoadSome(weights.left_tokens().data(), i, count));
     missing = hn::MulAdd(left, gain, missing);
     const V spread = LoadSome(errors.token_variances().data(), i, count);
     variance = hn::MulAdd(hn::Mul(left, left), spread, variance);
@@ -73,8 +74,9 @@ ErrorTerms SumTokens(const EstimateClustersTask& task, const EstimateErrors& err
           hn::GetLane(hn::SumOfLanes(d, variance))};
 }
 
-ErrorTerms ComputeErrors(const EstimateClustersTask& task, const EstimateErrors& errors, int query,
-                         const float* masses, int64_t num_tokens) {
+ErrorTerms ComputeErrors(const EstimateClustersTask& task, const EstimateErrors& errors,
+                         const EstimateWeights& weights, int query) {
+  const float* masses = weights.logs(query).data();
   const int dim = task.index->shape.head_dim_k;
   float squared = 0.0f;
   for (int i = 0; i < dim; ++i) {
@@ -82,10 +84,11 @@ ErrorTerms ComputeErrors(const EstimateClustersTask& task, const EstimateErrors&
     squared += element * element;
   }
   const float logit_spread = squared / static_cast<float>(dim);
-  const ErrorTerms clusters = SumClusters(task, errors, logit_spread, masses);
+  const ErrorTerms clusters = SumClusters(task, errors, weights, logit_spread, masses);
+  const auto num_tokens = static_cast<int64_t>(errors.token_variances().size());
   if (num_tokens == 0) return clusters;
   const float* token_masses = masses + task.index->num_clusters;
-  const ErrorTerms tokens = SumTokens(task, errors, query, token_masses, num_tokens);
+  const ErrorTerms tokens = SumTokens(task, errors, weights, query, token_masses, num_tokens);
   return {clusters.missing_mass + tokens.missing_mass,
           clusters.value_variance + tokens.value_variance};
 }
@@ -101,7 +104,6 @@ HWY_EXPORT(ComputeErrors);
 
 void EstimateErrors::Load(const EstimateClustersTask& task) {
   const ClusterIndex& index = *task.index;
-  answered_.assign(index.num_clusters, 0.0f);
   ignored_.assign(index.num_clusters, 0.0f);
   variances_.assign(index.num_clusters, 0.0f);
   hidden_variances_.assign(index.num_clusters, 0.0f);
@@ -109,7 +111,6 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
   for (int64_t i = 0; i < index.num_clusters; ++i) {
     if (task.zones[i] == Zone::kSketch) num_tokens += index.cluster_size(i);
   }
-  left_tokens_.resize(num_tokens);
   token_variances_.resize(num_tokens);
   int64_t token = 0;
   for (int64_t s = 0; s < index.num_supers; ++s) {
@@ -123,14 +124,12 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
           ignored_[i] = 1.0f;
           break;
         case Zone::kSketch:
-          for (const int64_t end = token + index.cluster_size(i); token < end; ++token) {
-            left_tokens_[token] = task.chosen[token] == 0 ? 1.0f : 0.0f;
-            token_variances_[token] = kTokenVariance * spread;
-          }
+          std::fill_n(token_variances_.begin() + token, index.cluster_size(i),
+                      kTokenVariance * spread);
+          token += index.cluster_size(i);
           break;
         case Zone::kEstimation:
         case Zone::kRemainder:
-          answered_[i] = 1.0f;
           variances_[i] = kClusterVariance * super_spread;
           hidden_variances_[i] =
               kHiddenVariance * (spread + super_spread) / static_cast<float>(index.cluster_size(i));
@@ -141,9 +140,8 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
 }
 
 ErrorTerms EstimateErrors::Compute(const EstimateClustersTask& task, int query,
-                                   absl::Span<const float> masses) const {
-  return HWY_DYNAMIC_DISPATCH(ComputeErrors)(task, *this, query, masses.data(),
-                                             static_cast<int64_t>(left_tokens_.size()));
+                                   const EstimateWeights& weights) const {
+  return HWY_DYNAMIC_DISPATCH(ComputeErrors)(task, *this, weights, query);
 }
 
 }  // namespace wavekv::cpu

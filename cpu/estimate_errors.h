@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "absl/types/span.h"
 #include "compute/estimate_clusters.h"
+#include "cpu/estimate_weights.h"
 
 namespace wavekv::cpu {
 
@@ -21,25 +21,20 @@ class EstimateErrors {
  public:
   void Load(const EstimateClustersTask& task);
 
-  // `masses`: e^{log-mass - offset} of all clusters, then e^{logit - offset} of all tokens of the
-  // sketch zone.
+  // `weights`: as they are once all queries are loaded.
   ErrorTerms Compute(const EstimateClustersTask& task, int query,
-                     absl::Span<const float> masses) const;
+                     const EstimateWeights& weights) const;
 
   // What a cluster or a token weighs in the sums; 0 or 1 by its zone, and variances.
-  const std::vector<float>& answered() const { return answered_; }  // 1
-  const std::vector<float>& ignored() const { return ignored_; }    // 1
+  const std::vector<float>& ignored() const { return ignored_; }
   const std::vector<float>& variances() const { return variances_; }
   const std::vector<float>& hidden_variances() const { return hidden_variances_; }
-  const std::vector<float>& left_tokens() const { return left_tokens_; }  // 1
   const std::vector<float>& token_variances() const { return token_variances_; }
 
  private:
-  std::vector<float> answered_;
   std::vector<float> ignored_;
   std::vector<float> variances_;
   std::vector<float> hidden_variances_;
-  std::vector<float> left_tokens_;
   std::vector<float> token_variances_;
 };
 

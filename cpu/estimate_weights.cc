@@ -1,7 +1,6 @@
 #include "cpu/estimate_weights.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace wavekv::cpu {
 namespace {
@@ -17,38 +16,35 @@ void EstimateWeights::Load(const EstimateClustersTask& task) {
   const ClusterIndex& index = *task.index;
   num_clusters_ = index.num_clusters;
   num_supers_ = index.num_supers;
-  int64_t num_tokens = 0;
   taken_tokens_.clear();
+  sketch_clusters_.clear();
+  answered_.resize(num_clusters_);
+  int64_t num_tokens = 0;
+  for (int64_t i = 0; i < num_clusters_; ++i) {
+    const Zone zone = task.zones[i];
+    answered_[i] = zone == Zone::kEstimation || zone == Zone::kRemainder ? 1.0f : 0.0f;
+    if (zone != Zone::kSketch) continue;
+    sketch_clusters_.push_back(num_tokens);
+    num_tokens += index.cluster_size(i);
+  }
+  left_tokens_.resize(num_tokens + kPadding);
+  int64_t token = 0;
   for (int64_t i = 0; i < num_clusters_; ++i) {
     if (task.zones[i] != Zone::kSketch) continue;
     const std::byte* values = index.cluster_values(i);
-    for (int64_t t = 0; t < index.cluster_size(i); ++t, ++num_tokens) {
-      if (task.chosen[num_tokens] == 0) continue;
-      taken_tokens_.push_back({num_tokens, values + t * index.value_row_bytes()});
+    for (int64_t t = 0; t < index.cluster_size(i); ++t, ++token) {
+      left_tokens_[token] = task.chosen[token] == 0 ? 1.0f : 0.0f;
+      if (task.chosen[token] == 0) continue;
+      taken_tokens_.push_back({token, values + t * index.value_row_bytes()});
     }
   }
+  std::fill(left_tokens_.begin() + num_tokens, left_tokens_.end(), 0.0f);
+  sketch_clusters_.push_back(num_tokens);
 
   row_ = num_clusters_ + num_tokens;
-  logs_.resize(task.num_queries * row_);
+  logs_.resize(task.num_queries * row_ + kPadding);
   offsets_.resize(task.num_queries);
-  for (int h = 0; h < task.num_queries; ++h) {
-    float* logs = logs_.data() + h * row_;
-    const float* log_masses = task.log_masses + h * task.log_masses_stride;
-    std::copy_n(log_masses, num_clusters_, logs);
-    float greatest = -std::numeric_limits<float>::infinity();
-    for (int64_t i = 0; i < num_clusters_; ++i) {
-      const bool whole = task.zones[i] == Zone::kEstimation || task.zones[i] == Zone::kRemainder;
-      if (whole) greatest = std::max(greatest, log_masses[i]);
-    }
-    if (num_tokens > 0) {
-      const float* logits = task.token_logits + h * task.token_stride;
-      std::copy_n(logits, num_tokens, logs + num_clusters_);
-      for (int64_t j = 0; j < num_tokens; ++j) {
-        if (task.chosen[j] == 0) greatest = std::max(greatest, logits[j]);
-      }
-    }
-    offsets_[h] = greatest == -std::numeric_limits<float>::infinity() ? 0.0f : greatest;
-  }
+  sketch_masses_.resize(task.num_queries * num_sketch_clusters());
 }
 
 void EstimateWeights::Compute(const EstimateClustersTask& task) {
@@ -94,36 +90,28 @@ void EstimateWeights::ListMeans(const EstimateClustersTask& task) {
 }
 
 float EstimateWeights::ComputeSketchCluster(const EstimateClustersTask& task, int query,
-                                            int64_t cluster, int64_t first_token, size_t* taken,
-                                            float* whole_mass) {
-  const ClusterIndex& index = *task.index;
-  const float* masses = logs_.data() + query * row_ + num_clusters_ + first_token;
-  const int64_t size = index.cluster_size(cluster);
-  float mass = 0.0f;
-  *whole_mass = 0.0f;
+                                            int64_t cluster, int64_t sketch_cluster,
+                                            size_t* taken) {
+  const float* masses = logs_.data() + query * row_ + num_clusters_;
+  const float mass = sketch_masses(query)[sketch_cluster].left;
+  const int64_t size = task.index->cluster_size(cluster);
   const size_t first_taken = *taken;
-  for (int64_t t = 0; t < size; ++t) {
-    *whole_mass += masses[t];
-    if (task.chosen[first_token + t] != 0) {
-      ++*taken;
-    } else {
-      mass += masses[t];
-    }
+  while (*taken < taken_tokens_.size() &&
+         taken_tokens_[*taken].sketch_token < sketch_clusters_[sketch_cluster + 1]) {
+    ++*taken;
   }
-  float* weight = cluster_weights_.data() + query * num_clusters_ + cluster;
   const auto num_left = static_cast<float>(size - static_cast<int64_t>(*taken - first_taken));
   if (num_left == 0.0f) return 0.0f;
   // The rest's mean: the whole without what was taken out of it.
+  const auto deduction = [&](size_t i) {
+    return Deduction(mass / num_left, masses[taken_tokens_[i].sketch_token]);
+  };
   float left = static_cast<float>(size);
-  for (size_t i = first_taken; i < *taken; ++i) {
-    left -= Deduction(mass / num_left, masses[taken_tokens_[i].sketch_token - first_token]);
-  }
+  for (size_t i = first_taken; i < *taken; ++i) left -= deduction(i);
   const float per_token = mass / left;
-  *weight = per_token * static_cast<float>(size);
+  cluster_weights_[query * num_clusters_ + cluster] = per_token * static_cast<float>(size);
   for (size_t i = first_taken; i < *taken; ++i) {
-    taken_weights_[query * taken_tokens_.size() + i] =
-        -per_token *
-        Deduction(mass / num_left, masses[taken_tokens_[i].sketch_token - first_token]);
+    taken_weights_[query * taken_tokens_.size() + i] = -per_token * deduction(i);
   }
   return mass;
 }
@@ -133,7 +121,7 @@ void EstimateWeights::ComputeQuery(const EstimateClustersTask& task, int query) 
   const float* cluster_masses = logs_.data() + query * row_;
   float* weights = cluster_weights_.data() + query * num_clusters_;
   double mass = 0.0, of_means = 0.0;
-  int64_t first_token = 0;
+  int64_t sketch_cluster = 0;
   size_t taken = 0;
   for (int64_t s = 0; s < num_supers_; ++s) {
     float remainder_mass = 0.0f;
@@ -143,8 +131,8 @@ void EstimateWeights::ComputeQuery(const EstimateClustersTask& task, int query) 
       whole_masses_[i] = cluster_mass;
       switch (task.zones[i]) {
         case Zone::kSketch:
-          mass += ComputeSketchCluster(task, query, i, first_token, &taken, &whole_masses_[i]);
-          first_token += index.cluster_size(i);
+          whole_masses_[i] = sketch_masses(query)[sketch_cluster].whole;
+          mass += ComputeSketchCluster(task, query, i, sketch_cluster++, &taken);
           break;
         case Zone::kEstimation:
           weights[i] = cluster_mass;

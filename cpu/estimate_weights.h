@@ -13,10 +13,19 @@
 
 namespace wavekv::cpu {
 
-// Used in order: Load, the exponentials of logs(h) less offset(h) in place, Compute, results. The
-// buffers are kept from one task to the next.
+// Used in order: Load; for each query the caller fills in logs, offset, their exponentials in
+// place, and the sketch zone's masses; Compute; results. The buffers are kept from one task to the
+// next.
 class EstimateWeights {
  public:
+  // Elements behind a row of logs and behind left_tokens that may be read, whatever they are.
+  static constexpr int64_t kPadding = 64;
+
+  // Of a cluster of the sketch zone: the masses of its tokens, and of those not chosen.
+  struct SketchMass {
+    float whole;
+    float left;
+  };
   // A token that was chosen, and is taken out of its cluster's mean.
   struct TakenToken {
     int64_t sketch_token;  // number among the tokens of the sketch zone
@@ -32,7 +41,18 @@ class EstimateWeights {
     return absl::MakeConstSpan(logs_.data() + query * row_, static_cast<size_t>(row_));
   }
   // The greatest log of what is answered; 0 when there is none.
+  float& offset(int query) { return offsets_[query]; }
   float offset(int query) const { return offsets_[query]; }
+  // The first token of each cluster of the sketch zone, and the end.
+  const std::vector<int64_t>& sketch_clusters() const { return sketch_clusters_; }
+  int64_t num_sketch_clusters() const { return static_cast<int64_t>(sketch_clusters_.size()) - 1; }
+  SketchMass* sketch_masses(int query) {
+    return sketch_masses_.data() + query * num_sketch_clusters();
+  }
+  // 1 for clusters that are answered as a whole, for tokens of the sketch zone that were not
+  // chosen; else 0.
+  const std::vector<float>& answered() const { return answered_; }
+  const std::vector<float>& left_tokens() const { return left_tokens_; }
   void Compute(const EstimateClustersTask& task);
 
   // All relative to e^offset.
@@ -64,11 +84,15 @@ class EstimateWeights {
   void TakeRemainder(const EstimateClustersTask& task, int query, int64_t super,
                      float remainder_mass, int64_t remainder_tokens);
   float ComputeSketchCluster(const EstimateClustersTask& task, int query, int64_t cluster,
-                             int64_t first_token, size_t* taken, float* whole_mass);
+                             int64_t sketch_cluster, size_t* taken);
 
   int64_t num_clusters_ = 0;
   int64_t num_supers_ = 0;
   int64_t row_ = 0;
+  std::vector<float> answered_;
+  std::vector<float> left_tokens_;
+  std::vector<int64_t> sketch_clusters_;
+  std::vector<SketchMass> sketch_masses_;
   std::vector<float> logs_;
   std::vector<float> offsets_;
   std::vector<float> masses_;

@@ -90,33 +90,36 @@ void BlockCache::Release(absl::Span<const Pinned> pinned) {
   for (const Pinned& pin : pinned) slots_[pin.slot].pins.fetch_sub(1, std::memory_order_release);
 }
 
-void BlockCache::Finish(TenantId tenant, absl::Span<const Pinned> pinned,
+void BlockCache::Finish(TenantId tenant, uint64_t step, absl::Span<const Pinned> pinned,
                         absl::Span<const Missed> missed) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const Pinned& pin : pinned) tenants_[tenant].policy->Touch(pin.slot);
+    for (const Pinned& pin : pinned) {
+      tenants_[tenant].policy->Touch(pin.slot);
+      slots_[pin.slot].step = step;
+    }
     tenants_[tenant].stats.hits_total += static_cast<int64_t>(pinned.size());
     tenants_[tenant].stats.misses_total += static_cast<int64_t>(missed.size());
   }
   Release(pinned);
-  for (const Missed& miss : missed) {
+  for (size_t i = 0; i < missed.size(); ++i) {
+    const Missed& miss = missed[i];
     uint32_t slot;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       Tenant& owner = tenants_[tenant];
-      if (const uint32_t present = miss.block.table->slot(miss.block.number);
-          present != BlockTable::kNoSlot) {
-        owner.policy->Touch(present);  // another step has brought it
-        continue;
-      }
-      const std::optional<uint32_t> taken = TakeSlot(tenant);
+      // Another step may have brought it.
+      if (miss.block.table->slot(miss.block.number) != BlockTable::kNoSlot) continue;
+      const std::optional<uint32_t> taken = TakeSlot(tenant, step);
       if (!taken.has_value()) {
-        ++owner.stats.rejections_total;
-        continue;
+        // Nor for the others: a search in vain asks every slot.
+        owner.stats.rejections_total += static_cast<int64_t>(missed.size() - i);
+        return;
       }
       slot = *taken;
       slots_[slot].tenant = tenant;
       slots_[slot].block = miss.block;
+      slots_[slot].step = step;
       owner.policy->Insert(slot, miss.block.table->key(miss.block.number));
       ++owner.stats.slots_used;
       ++owner.stats.admissions_total;
@@ -128,11 +131,11 @@ void BlockCache::Finish(TenantId tenant, absl::Span<const Pinned> pinned,
   }
 }
 
-std::optional<uint32_t> BlockCache::TakeSlot(TenantId tenant) {
+std::optional<uint32_t> BlockCache::TakeSlot(TenantId tenant, uint64_t step) {
   Tenant& owner = tenants_[tenant];
   const CacheShare& share = owner.share;
   if (share.ceiling_slots > 0 && owner.stats.slots_used >= share.ceiling_slots) {
-    const std::optional<uint32_t> slot = EvictFrom(tenant);
+    const std::optional<uint32_t> slot = EvictFrom(tenant, step);
     if (slot.has_value()) ++owner.stats.evictions_by_ceiling_total;
     return slot;
   }
@@ -143,7 +146,7 @@ std::optional<uint32_t> BlockCache::TakeSlot(TenantId tenant) {
   }
   std::fill(cannot_pay_.begin(), cannot_pay_.end(), false);
   while (const std::optional<TenantId> payer = Payer(tenant)) {
-    const std::optional<uint32_t> slot = EvictFrom(*payer);
+    const std::optional<uint32_t> slot = EvictFrom(*payer, step);
     if (slot.has_value()) {
       ++tenants_[*payer].stats.evictions_by_pressure_total;
       return slot;
@@ -173,10 +176,10 @@ std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId tenant) const {
   return payer;
 }
 
-std::optional<uint32_t> BlockCache::EvictFrom(TenantId tenant) {
+std::optional<uint32_t> BlockCache::EvictFrom(TenantId tenant, uint64_t step) {
   Tenant& owner = tenants_[tenant];
   const auto can_evict = [&](uint32_t slot) {
-    return slots_[slot].pins.load(std::memory_order_relaxed) == 0;
+    return slots_[slot].pins.load(std::memory_order_relaxed) == 0 && slots_[slot].step != step;
   };
   // A look-up may pin the victim before it is closed, which is rare; then the next one.
   while (const std::optional<uint32_t> victim = owner.policy->Victim(can_evict)) {

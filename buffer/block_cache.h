@@ -33,7 +33,8 @@ struct CacheTenantStats {
   int64_t hits_total = 0;
   int64_t misses_total = 0;
   int64_t admissions_total = 0;
-  int64_t rejections_total = 0;  // blocks that found no slot: all were pinned or others' floors
+  int64_t rejections_total =
+      0;  // blocks that found no slot: all are pinned, used by the step itself, or others' floors
   int64_t evictions_by_ceiling_total = 0;   // its own blocks, for its own
   int64_t evictions_by_pressure_total = 0;  // its blocks, for anybody's, as all slots were in use
 };
@@ -90,10 +91,15 @@ class BlockCache {
   std::optional<Pinned> Pin(const Block& block);
   const std::byte* data(const Pinned& pinned) const { return memory_->slot(pinned.slot); }
 
-  // Ends a step's use of the cache: the pinned blocks have been used, in this order, and are let go
-  // of; the missed ones are admitted, in this order, as far as slots can be had. All are the
-  // tenant's.
-  void Finish(TenantId tenant, absl::Span<const Pinned> pinned, absl::Span<const Missed> missed);
+  // Ends the use of the cache in one layer of step `step`, a number that no other step has: the
+  // pinned blocks have been used, in this order, and are let go of; the missed ones are admitted,
+  // in this order, as far as slots can be had. All are the tenant's.
+  //
+  // What a step has used does not give way to its own misses: steps read their layers in a circle,
+  // and where one reads more than there is room for, the least recently used block is the next to
+  // be read (docs/wave_buffer.md, "Policies").
+  void Finish(TenantId tenant, uint64_t step, absl::Span<const Pinned> pinned,
+              absl::Span<const Missed> missed);
   // Lets go of blocks without having used them: the step failed.
   void Release(absl::Span<const Pinned> pinned);
 
@@ -118,6 +124,7 @@ class BlockCache {
     // Guarded by mutex_ as long as the slot has an owner that is not pinned.
     TenantId tenant = 0;
     Block block;
+    uint64_t step = 0;  // that used it last
   };
 
   struct Tenant {
@@ -130,9 +137,9 @@ class BlockCache {
   BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory);
 
   // A slot for one more block of the tenant, closed and of nobody; nothing when none can be had.
-  std::optional<uint32_t> TakeSlot(TenantId tenant);
-  std::optional<uint32_t> EvictFrom(TenantId tenant);
-  // The tenant that gives way to `tenant` next, skipping those that are marked.
+  std::optional<uint32_t> TakeSlot(TenantId tenant, uint64_t step);
+  std::optional<uint32_t> EvictFrom(TenantId tenant, uint64_t step);
+  // The tenant that gives way to `tenant` next, skipping those that cannot.
   std::optional<TenantId> Payer(TenantId tenant) const;
 
   const ReplacementKind replacement_;
@@ -143,7 +150,7 @@ class BlockCache {
   // Guarded by mutex_.
   std::vector<uint32_t> free_;  // a stack
   std::vector<Tenant> tenants_;
-  std::vector<bool> cannot_pay_;  // as tenants_: all its blocks are pinned, in this admission
+  std::vector<bool> cannot_pay_;  // as tenants_: no block of it may go, in this admission
   int64_t floors_ = 0;
 };
 

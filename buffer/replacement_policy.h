@@ -46,6 +46,7 @@ class ReplacementPolicy {
   // Takes the slot that should give way out of use and returns it; nothing when no slot in use may
   // be taken, which changes no slot's being in use. Slots that may not be taken and stand in the
   // way go behind the others, as if they had just been read.
+  // To find nothing takes a question to every slot: do not ask again before a slot was released.
   virtual std::optional<uint32_t> Victim(CanEvict can_evict) = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "buffer/block_cache.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <list>
@@ -44,7 +45,7 @@ BlockCache::TenantId Tenant(BlockCache& cache, const CacheShare& share = {}) {
   return *tenant;
 }
 
-// A step of one thread that uses some blocks of a table. Returns how many were found.
+// The steps of one thread, one after the other.
 class Step {
  public:
   Step(BlockCache& cache, BlockCache::TenantId tenant) : cache_(cache), tenant_(tenant) {}
@@ -65,11 +66,13 @@ class Step {
     }
   }
 
-  int64_t Finish() {
+  // Returns how many blocks were found. `last`: the step ends; else it goes on with another layer.
+  int64_t Finish(bool last = true) {
     std::vector<BlockCache::Missed> missed;
     for (size_t i = 0; i < missed_.size(); ++i) missed.push_back({missed_[i], read_[i].data()});
     const auto num_found = static_cast<int64_t>(pinned_.size());
-    cache_.Finish(tenant_, pinned_, missed);
+    cache_.Finish(tenant_, step_, pinned_, missed);
+    if (last) step_ = next_step.fetch_add(1);
     pinned_.clear();
     missed_.clear();
     read_.clear();
@@ -86,6 +89,8 @@ class Step {
  private:
   BlockCache& cache_;
   const BlockCache::TenantId tenant_;
+  inline static std::atomic<uint64_t> next_step{1};
+  uint64_t step_ = next_step.fetch_add(1);
   std::vector<BlockCache::Pinned> pinned_;
   std::vector<BlockCache::Block> missed_;
   std::vector<std::vector<std::byte>> read_;
@@ -116,6 +121,27 @@ TEST(BlockCacheTest, WhatWasReadIsFoundUntilItGivesWay) {
               kSlotBytes)
         << "dropped blocks are zeroed";
   }
+}
+
+TEST(BlockCacheTest, WhatAStepHasUsedDoesNotGiveWayToItsOwnMisses) {
+  const auto cache = Cache(4);
+  const auto tenant = Tenant(*cache);
+  BlockTable table(10, 0);
+  Step step(*cache, tenant);
+  const auto circle = [&] {  // three layers of two blocks
+    int64_t found = 0;
+    for (const int64_t layer : {0, 1, 2}) {
+      step.Use(table, {2 * layer, 2 * layer + 1});
+      found += step.Finish(layer == 2);
+    }
+    return found;
+  };
+  EXPECT_EQ(circle(), 0);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(circle(), 4);
+  step.Use(table, {8, 9});
+  step.Finish();
+  EXPECT_EQ(circle(), 2) << "another step's misses do push out";
+  cache->Drop(tenant, table);
 }
 
 TEST(BlockCacheTest, PinnedBlocksStayAndOthersDoWithout) {

@@ -137,6 +137,7 @@ struct RankedCluster {
   int64_t cluster = 0;        // within the segment
   int64_t num_tokens = 0;
   float probability = 0.0f;  // by rank score, summed over the group's heads, among sealed clusters
+  int64_t num_read = 0;      // of its tokens
 };
 
 // Appends of at most this many rows are decode steps (one row, or a few of speculative decoding);
@@ -147,6 +148,8 @@ inline constexpr int kDecodeRowsMax = 16;
 struct RetrievedTokens {
   std::vector<RankedCluster> clusters;  // of the retrieval or the sketch zone, best first
   std::vector<int64_t> positions;       // of the tokens read, cluster by cluster
+  // Of the same tokens, place within their cluster, in which rows are stored: ascending in each.
+  std::vector<int64_t> places;
 };
 
 class WAVEKV_EXPORT Engine {

@@ -58,6 +58,8 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
     for (int64_t token = 0; token < range.num_tokens; ++token) {
       if (!first_tokens.empty() && ws_.chosen[first_tokens[id] + token] == 0) continue;
       tokens.positions.push_back(range.position_begin + range.positions[token]);
+      tokens.places.push_back(token);
+      ++tokens.clusters.back().num_read;
     }
   }
   return tokens;

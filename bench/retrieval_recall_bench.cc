@@ -7,95 +7,29 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "bench/bench_main.h"
-#include "bench/synthetic_layer.h"
+#include "bench/head_source.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 #include "tools/trace/trace_eval.h"
-#include "tools/trace/trace_file.h"
 
 namespace wavekv::bench {
 namespace {
 
-// Heads of equal length, and what holds their bytes.
-struct Source {
-  std::string name;
-  std::vector<TraceHead> heads;
-  std::optional<std::vector<int64_t>> queries;  // to ask; all, when left out
-
-  std::optional<TraceFile> trace;
-  std::vector<LayerRows> rows;
-  std::vector<std::vector<float>> head_queries;
-  std::vector<int32_t> positions;
-};
+constexpr int64_t kNumQueries = 16;  // of synthetic heads
 
 struct Arguments {
   std::string trace = "tests/testdata/traces/tinylm_8k.safetensors";
   std::vector<int64_t> tokens = {32768};
   std::vector<double> retrieval = {0.005, 0.01, 0.018, 0.05, 0.1};
 };
-
-absl::StatusOr<std::unique_ptr<Source>> RecordedSource(const std::string& path) {
-  auto source = std::make_unique<Source>();
-  source->name = "trace";
-  WAVEKV_ASSIGN_OR_RETURN(source->trace, TraceFile::Open(path));
-  for (size_t i = 0; i < source->trace->heads().size(); ++i) {
-    source->heads.push_back(source->trace->head(i));
-  }
-  // Queries of a text that goes on, where the file tells them from others.
-  if (auto decode = source->trace->QueriesOfType("decode"); !decode.empty()) {
-    source->queries = std::move(decode);
-  }
-  return source;
-}
-
-absl::StatusOr<std::unique_ptr<Source>> SyntheticSource(synthetic::Sharpness sharpness,
-                                                        int64_t num_tokens) {
-  SyntheticLayerSpec spec;
-  spec.num_tokens = num_tokens;
-  spec.num_kv_heads = 2;
-  spec.sharpness = {sharpness};
-  WAVEKV_ASSIGN_OR_RETURN(const SyntheticLayer layer, SyntheticLayer::Create(spec));
-  auto source = std::make_unique<Source>();
-  source->name = synthetic::SharpnessName(sharpness);
-  for (int64_t query = 0; query < spec.num_queries; ++query) {
-    source->positions.push_back(static_cast<int32_t>(layer.heads()[0].position(query)));
-  }
-  for (int head = 0; head < spec.num_kv_heads; ++head) {
-    LayerRows rows;
-    rows.num_rows = num_tokens;
-    rows.keys.resize(num_tokens * spec.head_dim);
-    rows.values.resize(rows.keys.size());
-    layer.HeadRows(head, 0, num_tokens, rows.keys.data(), rows.values.data());
-    source->rows.push_back(std::move(rows));
-    source->head_queries.push_back(layer.heads()[head].queries());
-  }
-  for (int head = 0; head < spec.num_kv_heads; ++head) {
-    const auto view = [&](const char* what, const std::vector<float>& rows, int64_t num_rows) {
-      return RowsView{.name = fmt::format("{}.{}", source->name, what),
-                      .data = rows.data(),
-                      .dtype = DType::kFloat32,
-                      .num_rows = num_rows,
-                      .row_elements = static_cast<int64_t>(rows.size()) / num_rows};
-    };
-    source->heads.push_back({.keys = view("k", source->rows[head].keys, num_tokens),
-                             .values = view("v", source->rows[head].values, num_tokens),
-                             .queries = view("q", source->head_queries[head], spec.num_queries),
-                             .head_dim_k = spec.head_dim,
-                             .positions = source->positions,
-                             .softmax_scale = 1.0 / std::sqrt(static_cast<double>(spec.head_dim))});
-  }
-  return source;
-}
 
 AttendOptions BudgetOf(double retrieval) {
   AttendOptions options;
@@ -151,7 +85,7 @@ struct Measured {
 };
 
 // All budgets of a source; the truth is computed once for them.
-absl::StatusOr<std::vector<Measured>> Evaluate(const Source& source,
+absl::StatusOr<std::vector<Measured>> Evaluate(const HeadSource& source,
                                                const std::vector<double>& retrieval) {
   TraceEvalOptions options;
   options.budgets.clear();
@@ -194,10 +128,11 @@ class RecallBench {
   explicit RecallBench(const Arguments& arguments) : arguments_(arguments) {}
 
   absl::Status Prepare() {
-    std::vector<std::unique_ptr<Source>> sources;
+    std::vector<std::unique_ptr<HeadSource>> sources;
     for (const auto kind :
          {synthetic::Sharpness::kSharp, synthetic::Sharpness::kMid, synthetic::Sharpness::kFlat}) {
-      WAVEKV_ASSIGN_OR_RETURN(sources.emplace_back(), SyntheticSource(kind, arguments_.tokens[0]));
+      WAVEKV_ASSIGN_OR_RETURN(sources.emplace_back(),
+                              SyntheticSource({kind}, arguments_.tokens[0], kNumQueries));
     }
     if (!arguments_.trace.empty()) {
       WAVEKV_ASSIGN_OR_RETURN(sources.emplace_back(), RecordedSource(arguments_.trace));

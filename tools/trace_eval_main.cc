@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "storage/status_macros.h"
 #include "tools/progress_bar.h"
+#include "tools/trace/access_log.h"
 #include "tools/trace/error_plot.h"
 #include "tools/trace/eval_arguments.h"
 #include "tools/trace/eval_report.h"
@@ -82,6 +83,43 @@ absl::Status WritePlot(const EvalArguments& arguments, const EvalReport& report,
   return absl::OkStatus();
 }
 
+// Writes as it goes: long recordings need not fit into memory.
+class AccessFile {
+ public:
+  explicit AccessFile(const std::string& path) : path_(path) {
+    if (path_.empty()) return;
+    file_.open(path_, std::ios::binary);
+    file_ << "wavekv-accesses 1\n";
+  }
+
+  // The head's evaluation; what it reads is written.
+  absl::StatusOr<std::vector<TraceSamples>> Evaluate(const TraceFile& trace, size_t index,
+                                                     TraceEvalOptions options) {
+    const TraceHead head = trace.head(index);
+    if (path_.empty()) return EvaluateHead(head, options);
+    AccessRecorder recorder(head, options);
+    auto samples = EvaluateHead(head, options);
+    const TraceFile::HeadName& name = trace.heads()[index];
+    const BlockShape shape = BlockShapeOf(StoredTokenBytes(head, options));
+    file_ << "head " << num_heads_++ << " " << name.layer << " " << name.kv_head << " "
+          << shape.token_bytes << " " << shape.block_tokens << " " << shape.block_bytes << " "
+          << trace.name() << "\n"
+          << FormatAccesses(recorder.Take()[0], shape);
+    return samples;
+  }
+
+  absl::Status Close() {
+    if (path_.empty()) return absl::OkStatus();
+    if (file_.close(); file_) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("cannot write ", path_));
+  }
+
+ private:
+  const std::string path_;
+  std::ofstream file_;
+  int64_t num_heads_ = 0;
+};
+
 absl::StatusOr<EvalReport> Evaluate(const EvalArguments& arguments,
                                     const std::vector<TraceFile>& traces) {
   WAVEKV_ASSIGN_OR_RETURN(const std::vector<Job> jobs, SelectJobs(arguments, traces));
@@ -98,10 +136,11 @@ absl::StatusOr<EvalReport> Evaluate(const EvalArguments& arguments,
   };
   EvalReport report;
   std::vector<TraceSamples> all(options.budgets.size());
+  AccessFile accesses(arguments.accesses);
   for (const Job& job : jobs) {
     options.queries = job.queries;
     WAVEKV_ASSIGN_OR_RETURN(const std::vector<TraceSamples> results,
-                            EvaluateHead(job.trace->head(job.head), options));
+                            accesses.Evaluate(*job.trace, job.head, options));
     const TraceFile::HeadName& name = job.trace->heads()[job.head];
     for (size_t budget = 0; budget < results.size(); ++budget) {
       all[budget].Append(results[budget]);
@@ -109,6 +148,7 @@ absl::StatusOr<EvalReport> Evaluate(const EvalArguments& arguments,
           {job.trace->name(), name.layer, name.kv_head, budget, Summarize(results[budget])});
     }
   }
+  WAVEKV_RETURN_IF_ERROR(accesses.Close());
   for (const TraceSamples& samples : all) report.budgets.push_back(Summarize(samples));
   if (!arguments.plot.empty()) WAVEKV_RETURN_IF_ERROR(WritePlot(arguments, report, all[0]));
   return report;

@@ -629,6 +629,17 @@ TEST_F(EngineTest, RetrieveNamesWhatAttendReads) {
     for (size_t i = 1; i < head.clusters.size(); ++i) {
       EXPECT_GE(head.clusters[i - 1].probability, head.clusters[i].probability);
     }
+    ASSERT_EQ(head.places.size(), head.positions.size());
+    size_t token = 0;
+    for (const RankedCluster& cluster : head.clusters) {
+      int64_t place = -1;
+      for (int64_t i = 0; i < cluster.num_read; ++i, ++token) {
+        EXPECT_GT(head.places[token], place);
+        place = head.places[token];
+      }
+      EXPECT_LT(place, cluster.num_tokens);
+    }
+    EXPECT_EQ(token, head.positions.size());
     for (int64_t position : head.positions) {
       EXPECT_GE(position, 4);
       EXPECT_LT(position, 3001 - 64);

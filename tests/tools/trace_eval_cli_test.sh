@@ -22,6 +22,7 @@ expect 0 'overall, 8 samples' "$corpus/valid_f16.safetensors" "$corpus/valid_bf1
 expect 0 'overall, 2 samples' "$corpus/valid_f16.safetensors" --query-type niah
 expect 0 '"overall"' --json "$corpus/valid_unaligned.safetensors"
 expect 0 '--query-type' --help
+expect 1 'cannot write /no/folder/accesses' "$corpus/valid_f16.safetensors" --accesses /no/folder/accesses
 expect 1 'cannot open: No such file' missing.safetensors
 expect 1 'regular file' /dev/null
 expect 1 "bad_position_too_large.safetensors: tensor 'positions': expected positions in [0, 4), got 4" \
@@ -31,6 +32,16 @@ expect 1 "no query is of type 'vt'; types recorded: decode, niah" "$corpus/valid
 expect 1 'no head matches --layers and --heads' "$corpus/valid_f16.safetensors" --layers 1-9
 expect 2 'expected at least one trace file'
 expect 2 '--scale: expected a factor > 0' "$corpus/valid_f16.safetensors" --scale -1
+
+# Every query of every head has its line.
+accesses=$(mktemp)
+expect 0 'overall, 4 samples' "$corpus/valid_f16.safetensors" --accesses "$accesses"
+if [ "$(head -n 1 "$accesses")" != 'wavekv-accesses 1' ] || [ "$(grep -c '^query ' "$accesses")" != 2 ]; then
+  echo "FAILED: --accesses wrote"
+  cat "$accesses"
+  failed=1
+fi
+rm -f "$accesses"
 
 # Results alone on standard output: with a bad second file there are none.
 if [ -n "$("$tool" "$corpus/valid_f16.safetensors" "$corpus/bad_cut_off.safetensors" 2>/dev/null)" ]; then

@@ -19,7 +19,8 @@ using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 constexpr int64_t kNumberMax = 1'000'000'000;
 
 enum Option : int {
-  kClusterTokensMax = 1000,
+  kAccesses = 1000,
+  kClusterTokensMax,
   kClustersPerSuper,
   kCodeBits,
   kCsv,
@@ -50,6 +51,7 @@ enum Option : int {
 };
 
 constexpr option kOptions[] = {
+    {"accesses", required_argument, nullptr, kAccesses},
     {"cluster-tokens-max", required_argument, nullptr, kClusterTokensMax},
     {"clusters-per-super", required_argument, nullptr, kClustersPerSuper},
     {"code-bits", required_argument, nullptr, kCodeBits},
@@ -216,6 +218,9 @@ struct Budgets {
 absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments,
                          Budgets& budgets) {
   switch (option) {
+    case kAccesses:
+      arguments.accesses = value;
+      break;
     case kHelp:
     case 'h':
       arguments.help = true;
@@ -397,7 +402,7 @@ absl::StatusOr<EvalArguments> ParseEvalArguments(int argc, const char* const* ar
       return absl::InvalidArgumentError(absl::StrCat(argv[optind - 1], ": expected a value"));
     }
     if (option == '?') {
-      const bool is_letter = optopt > 0 && optopt < kClusterTokensMax;
+      const bool is_letter = optopt > 0 && optopt < kAccesses;
       return absl::InvalidArgumentError(
           absl::StrCat("cannot understand the option ",
                        is_letter ? std::string{'-', static_cast<char>(optopt)} : argv[optind - 1]));
@@ -446,6 +451,8 @@ attention in double precision. docs/trace_format.md defines the files and the nu
       --no-merge               with --grow: never merge small segments into large ones
       --plot FILE.svg          writes a picture: estimated and true error of every sample, for the
                                first combination of budgets
+      --accesses FILE          writes which blocks every query reads, for the first combination of
+                               budgets: input for studies of caches
       --threads N              0: one per processor (default); results are the same
       --csv                    comma-separated rows
       --json                   one object: rows, budgets, and overall for the engine's defaults

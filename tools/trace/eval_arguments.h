@@ -23,6 +23,7 @@ struct EvalArguments {
       0;  // in eval.budgets: the engine's default options (only kJson has it always)
   std::string query_type;  // empty: all
   std::string plot;        // file for a picture of the first budget's errors; empty: none
+  std::string accesses;    // file for what the first budget reads; empty: none
   // First and last of each range; empty: all.
   std::vector<std::pair<int64_t, int64_t>> layers;
   std::vector<std::pair<int64_t, int64_t>> kv_heads;

@@ -13,7 +13,6 @@
 #include "storage/status_macros.h"
 #include "tools/trace/parallel_for.h"
 #include "tools/trace/trace_truth.h"
-#include "wavekv/engine.h"
 
 namespace wavekv {
 namespace {
@@ -99,9 +98,9 @@ class HeadEvaluation {
   absl::Status Append(int64_t count);
   absl::StatusOr<int64_t> CountIndexed(const Sequence& sequence);
   absl::StatusOr<Asked> Ask(int64_t query);
+  absl::StatusOr<std::vector<RankedCluster>> Sealed(const Sequence& sequence);
   absl::Status AnswerBatch(absl::Span<const int64_t> queries);
-  absl::Status AnswerBudget(const std::vector<Asked>& asked, const Truth& truth,
-                            const AttendOptions& budget, TraceSamples& samples);
+  absl::Status AnswerBudget(const std::vector<Asked>& asked, const Truth& truth, size_t budget);
   absl::Status Measure(const std::vector<Asked>& asked, const Truth& truth,
                        const std::vector<RetrievedTokens>& retrieved,
                        const std::vector<float>& outputs, TraceSamples& samples) const;
@@ -124,6 +123,7 @@ class HeadEvaluation {
   Tenant tenant_;
   Sequence sequence_;
   int64_t num_indexed_ = 0;
+  std::vector<RankedCluster> sealed_;
 
   // Of the batch: [queries, group, head_dim_k], as recorded and padded; and in double, scaled.
   std::vector<float> padded_queries_;
@@ -364,21 +364,37 @@ absl::Status HeadEvaluation::AnswerBatch(absl::Span<const int64_t> queries) {
                           ComputeTruth(head_.keys, head_.values, scaled_queries_, truth_queries,
                                        options_.recall_ks, num_threads_));
   for (size_t i = 0; i < options_.budgets.size(); ++i) {
-    WAVEKV_RETURN_IF_ERROR(AnswerBudget(asked, truth, options_.budgets[i], samples_[i]));
+    WAVEKV_RETURN_IF_ERROR(AnswerBudget(asked, truth, i));
   }
   for (const Asked& query : asked) WAVEKV_RETURN_IF_ERROR(tenant_.Remove(query.sequence));
   if (options_.on_progress) options_.on_progress(num_queries);
   return absl::OkStatus();
 }
 
+// All of them, for on_retrieved.
+absl::StatusOr<std::vector<RankedCluster>> HeadEvaluation::Sealed(const Sequence& sequence) {
+  AttendOptions all = AttendOptions::Clusters();
+  all.retrieval = Budget::All();
+  const std::vector<int32_t> cu_seqlens = {0, 1};
+  WAVEKV_ASSIGN_OR_RETURN(const Plan plan, engine_->MakePlan({{&sequence, 1}, cu_seqlens}, all));
+  const std::vector<float> zeros(group_ * padded_k_);
+  WAVEKV_ASSIGN_OR_RETURN(
+      std::vector<RetrievedTokens> retrieved,
+      engine_->Retrieve(plan, 0,
+                        TensorView::Dense(zeros.data(), DType::kFloat32, 1, group_, padded_k_)));
+  return std::move(retrieved[0].clusters);
+}
+
 absl::Status HeadEvaluation::AnswerBudget(const std::vector<Asked>& asked, const Truth& truth,
-                                          const AttendOptions& budget, TraceSamples& samples) {
+                                          size_t budget) {
+  TraceSamples& samples = samples_[budget];
   const auto num_rows = static_cast<int64_t>(asked.size());
   std::vector<Sequence> sequences;
   for (const Asked& query : asked) sequences.push_back(query.sequence);
   std::vector<int32_t> cu_seqlens(num_rows + 1);
   std::iota(cu_seqlens.begin(), cu_seqlens.end(), 0);
-  WAVEKV_ASSIGN_OR_RETURN(const Plan plan, engine_->MakePlan({sequences, cu_seqlens}, budget));
+  WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
+                          engine_->MakePlan({sequences, cu_seqlens}, options_.budgets[budget]));
   const TensorView queries =
       TensorView::Dense(padded_queries_.data(), DType::kFloat32, num_rows, group_, padded_k_);
   std::vector<float> outputs(num_rows * group_ * padded_v_);
@@ -393,6 +409,13 @@ absl::Status HeadEvaluation::AnswerBudget(const std::vector<Asked>& asked, const
                                  error_estimates.end());
   WAVEKV_ASSIGN_OR_RETURN(const std::vector<RetrievedTokens> retrieved,
                           engine_->Retrieve(plan, 0, queries));
+  for (int64_t row = 0; options_.on_retrieved && row < num_rows; ++row) {
+    // Without `grow`, all queries find the same.
+    if (options_.grow || sealed_.empty()) {
+      WAVEKV_ASSIGN_OR_RETURN(sealed_, Sealed(asked[row].sequence));
+    }
+    options_.on_retrieved(asked[row].query, budget, sealed_, retrieved[row]);
+  }
   samples.num_rows += num_rows;
   samples.tokens_visible += stats.tokens_visible;
   samples.tokens_exact += stats.tokens_exact;

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "tools/trace/trace_head.h"
+#include "wavekv/engine.h"
 #include "wavekv/options.h"
 
 namespace wavekv {
@@ -41,6 +42,12 @@ struct TraceEvalOptions {
   int num_threads = 0;  // 0: one per processor; results do not depend on it
   // Called from time to time with the number of queries answered since the last call.
   std::function<void(int64_t)> on_progress;
+  // Called for each query that is answered, in ascending order of their positions, with its number,
+  // that of the budget, all sealed clusters as the query finds them, and what it reads of them.
+  // Budgets come one after another, each for a batch of queries.
+  std::function<void(int64_t query, size_t budget, const std::vector<RankedCluster>& sealed,
+                     const RetrievedTokens& retrieved)>
+      on_retrieved;
 };
 
 // What was measured for one budget. Shares are per sample: a sample is one query of one query head.

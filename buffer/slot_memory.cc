@@ -1,0 +1,79 @@
+#include "buffer/slot_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "fmt/format.h"
+
+namespace wavekv {
+namespace {
+
+constexpr int64_t kPageBytes = 4096;
+
+// Bytes that the control group of this process may have; as good as endless where nothing says.
+int64_t MemoryLimit(const char* path) {
+  std::ifstream file(path);
+  std::string text;
+  int64_t limit = 0;
+  if (file >> text && absl::SimpleAtoi(text, &limit)) return limit;
+  return std::numeric_limits<int64_t>::max();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(const SlotMemoryOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  if (options.num_slots < 1 || options.slot_bytes < 1) {
+    return absl::InvalidArgumentError(
+        fmt::format("slots must be at least one of at least one byte, got {} of {} bytes",
+                    options.num_slots, options.slot_bytes));
+  }
+  int64_t bytes = 0;
+  const int64_t limit = MemoryLimit(options.limit_path);
+  if (__builtin_mul_overflow(options.num_slots, options.slot_bytes, &bytes) || bytes > limit) {
+    return absl::ResourceExhaustedError(
+        fmt::format("{} slots of {} bytes are more than the {} bytes that the process may have",
+                    options.num_slots, options.slot_bytes, limit));
+  }
+  void* const base =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        fmt::format("cannot map {} bytes of slots: {}", bytes, std::strerror(errno)));
+  }
+  madvise(base, bytes, MADV_HUGEPAGE);
+  auto memory = std::unique_ptr<SlotMemory>(
+      new SlotMemory(static_cast<std::byte*>(base), options.num_slots, options.slot_bytes));
+  memory->Prefault(options.prefault_threads);
+  memory->create_seconds_ =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return memory;
+}
+
+SlotMemory::~SlotMemory() { munmap(base_, bytes()); }
+
+void SlotMemory::Prefault(int num_threads) const {
+  std::vector<std::thread> threads;
+  const int64_t num_pages = (bytes() + kPageBytes - 1) / kPageBytes;
+  for (int t = 0; t < num_threads; ++t) {
+    threads.emplace_back([=, this] {
+      const int64_t end = num_pages * (t + 1) / num_threads;
+      for (int64_t page = num_pages * t / num_threads; page < end; ++page) {
+        *reinterpret_cast<volatile char*>(base_ + page * kPageBytes) = 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace wavekv

@@ -37,10 +37,6 @@ void PreadReader::Pump() {
   ReadJob* last = nullptr;
   while (has_waiting() && free_ != nullptr) {
     const int id = TakeWaiting();
-    if (fault != BackingFaults::Fault::kNone) {
-      Failed(id, IoError(EIO, "handing reads to threads"));
-      continue;
-    }
     const Part part = RemainingPart(id);
     ReadJob* const job = std::exchange(free_, free_->next);
     job->fd = source_.fd;
@@ -56,7 +52,15 @@ void PreadReader::Pump() {
     }
     last = job;
   }
-  if (first != nullptr) threads_->Start(first, last);
+  if (fault == BackingFaults::Fault::kNone) {
+    threads_->Start(first, last);
+    return;
+  }
+  while (first != nullptr) {
+    ReadJob* const job = std::exchange(first, first->next);
+    Failed(job->id, IoError(EIO, "handing reads to threads"));
+    job->next = std::exchange(free_, job);
+  }
 }
 
 void PreadReader::Block(int64_t at_least, TimePoint deadline) {

@@ -135,16 +135,18 @@ void UringReader::FailPrepared(int error) {
   num_refusals_ = 0;
   // An entry that the kernel has not taken cannot be withdrawn, but it can be made to do nothing.
   const unsigned end = ring_.sq.sqe_tail;
+  bool has_failed_one = false;
   for (unsigned at = end - io_uring_sq_ready(&ring_); at != end; ++at) {
     io_uring_sqe* const sqe = &ring_.sq.sqes[at & *ring_.sq.kring_mask];
     if (sqe->user_data != kNobody) {
       Failed(static_cast<int>(sqe->user_data), IoError(error, "handing reads to io_uring"));
+      has_failed_one = true;
     }
     io_uring_prep_nop(sqe);
     sqe->user_data = kNobody;
   }
-  // Entries that do nothing may fill the queue; then the reads behind them cannot be had either.
-  while (has_waiting() && num_in_flight() == 0) {
+  // When the queue is full of entries that do nothing and are not taken, no read gets in any more.
+  while (!has_failed_one && has_waiting()) {
     Failed(TakeWaiting(), IoError(error, "handing reads to io_uring"));
   }
 }

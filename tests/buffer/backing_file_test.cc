@@ -89,7 +89,7 @@ TEST_P(EveryBackingFileTest, WhatIsWrittenIsReadBackAndNobodySeesTheFile) {
       ExpectReadsBack(*file, *blocks);
     }
     EXPECT_NE(file->engine(), IoEngine::kAuto);
-    if (!options().direct) EXPECT_FALSE(file->direct());
+    EXPECT_FALSE(file->direct() && !options().direct);
   }
   EXPECT_EQ(folder.NumOpenFiles(), 0);
 }

@@ -93,13 +93,15 @@ class BlockReaderTest : public ::testing::TestWithParam<std::tuple<IoEngine, boo
   AlignedBytes targets_{0};
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Engines, BlockReaderTest,
-    ::testing::Combine(::testing::Values(IoEngine::kAuto, IoEngine::kPread), ::testing::Bool()),
-    [](const auto& info) {
-      return fmt::format("{}_{}", std::get<0>(info.param) == IoEngine::kAuto ? "Auto" : "Pread",
-                         std::get<1>(info.param) ? "Direct" : "Cached");
-    });
+INSTANTIATE_TEST_SUITE_P(Engines, BlockReaderTest,
+                         ::testing::Combine(::testing::Values(IoEngine::kAuto, IoEngine::kPread),
+                                            ::testing::Bool()),
+                         [](const auto& param_info) {
+                           return fmt::format(
+                               "{}_{}",
+                               std::get<0>(param_info.param) == IoEngine::kAuto ? "Auto" : "Pread",
+                               std::get<1>(param_info.param) ? "Direct" : "Cached");
+                         });
 
 std::multiset<uint64_t> AllTags() {
   std::multiset<uint64_t> tags;

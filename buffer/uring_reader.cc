@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <functional>
+#include <mutex>
 #include <vector>
 
 #include "buffer/io_error.h"
@@ -21,7 +23,16 @@ constexpr int kRefusalsMax = 1000;
 // Of an entry that stands for no read any more.
 constexpr uint64_t kNobody = ~uint64_t{0};
 
+// Held while a ring comes or goes. liburing maps and unmaps its memory by bare system calls, which
+// ThreadSanitizer does not see: without the order that this gives, a ring where another thread had
+// one before looks like a race.
+std::mutex& RingsMutex() {
+  static auto* const mutex = new std::mutex;
+  return *mutex;
+}
+
 absl::Status InitRing(int num_entries, io_uring& ring) {
+  std::lock_guard<std::mutex> lock(RingsMutex());
   // Completions are looked at when we ask, so the kernel need not interrupt us (Linux 5.19).
   int error = io_uring_queue_init(num_entries, &ring,
                                   IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
@@ -34,12 +45,17 @@ absl::Status InitRing(int num_entries, io_uring& ring) {
   return absl::OkStatus();
 }
 
+void ExitRing(io_uring& ring) {
+  std::lock_guard<std::mutex> lock(RingsMutex());
+  io_uring_queue_exit(&ring);
+}
+
 }  // namespace
 
 absl::Status UringReader::Probe() {
   io_uring ring;
   WAVEKV_RETURN_IF_ERROR(InitRing(1, ring));
-  io_uring_queue_exit(&ring);
+  ExitRing(ring);
   return absl::OkStatus();
 }
 
@@ -59,7 +75,7 @@ UringReader::UringReader(const Source& source, const ReaderOptions& options)
 UringReader::~UringReader() {
   if (!has_ring_) return;
   Drain();
-  io_uring_queue_exit(&ring_);
+  ExitRing(ring_);
 }
 
 void UringReader::RegisterMemory(absl::Span<std::byte> memory) {

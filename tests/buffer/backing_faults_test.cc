@@ -22,9 +22,9 @@ using Fault = BackingFaults::Fault;
 using Site = BackingFaults::Site;
 using Code = absl::StatusCode;
 
-constexpr int64_t kNumBlocks = 12;
+constexpr int64_t kNumBlocks = 8;
 constexpr int64_t kBlockBytes = 1536;
-constexpr int kNumExtents = 3;
+constexpr int kNumExtents = 2;
 
 struct Outcome {
   std::vector<absl::Status> writes;  // allocation and write of an extent

@@ -242,12 +242,13 @@ int Main(int argc, char** argv) {
         const FullFile& direct = files[0];
         const std::string how = direct.file->direct() ? "direct" : "cached";
         const double batch_bytes = static_cast<double>(direct.batch * direct.block_bytes);
-        fmt::print("backing {}=1 sequential_gb_s={:.2f} uring64_gb_s={:.2f} pread64_gb_s={:.2f}\n",
-                   how,
-                   gb_per_s("sequential/" + how,
-                            static_cast<double>(direct.checksums.size() * direct.block_bytes)),
-                   gb_per_s(fmt::format("random/io_uring/{}/queue_depth:64", how), batch_bytes),
-                   gb_per_s(fmt::format("random/pread/{}/queue_depth:64", how), batch_bytes));
+        fmt::print(
+            "backing direct={:d} sequential_gb_s={:.2f} uring64_gb_s={:.2f} pread64_gb_s={:.2f}\n",
+            direct.file->direct(),
+            gb_per_s("sequential/" + how,
+                     static_cast<double>(direct.checksums.size() * direct.block_bytes)),
+            gb_per_s(fmt::format("random/io_uring/{}/queue_depth:64", how), batch_bytes),
+            gb_per_s(fmt::format("random/pread/{}/queue_depth:64", how), batch_bytes));
       });
 }
 

@@ -5,6 +5,7 @@
 //   --directory=PATH   on the device to measure (default: TMPDIR, or /tmp)
 //   --mib=N            size of the file
 //   --block_bytes=N    bytes of a block, a multiple of 512
+//   --run_blocks=N     blocks that follow each other at each random place, as those of a cluster do
 //   --batch=N          blocks of a submission: the misses of a step
 #include <benchmark/benchmark.h>
 
@@ -39,6 +40,7 @@ struct Settings {
   std::string directory;
   std::vector<int64_t> mib = {1024};
   std::vector<int64_t> block_bytes = {4096};
+  std::vector<int64_t> run_blocks = {1};
   std::vector<int64_t> batch = {1024};
 };
 
@@ -46,6 +48,7 @@ struct Settings {
 struct FullFile {
   std::unique_ptr<BackingFile> file;
   int64_t block_bytes = 0;
+  int64_t run_blocks = 0;
   int64_t batch = 0;
   std::vector<uint32_t> checksums;             // of blocks
   std::vector<uint32_t> sequential_checksums;  // of kSequentialBytes each
@@ -54,6 +57,7 @@ struct FullFile {
 absl::StatusOr<FullFile> MakeFullFile(const Settings& settings, bool direct) {
   FullFile full;
   full.block_bytes = settings.block_bytes[0];
+  full.run_blocks = settings.run_blocks[0];
   full.batch = settings.batch[0];
   BackingOptions options;
   options.direct = direct;
@@ -119,10 +123,13 @@ void BM_RandomBlocks(benchmark::State& state, const FullFile& full, IoEngine eng
   std::vector<BlockRead> reads(full.batch);
   std::vector<BlockCompletion> completions(full.batch);
   for (auto _ : state) {
+    size_t block = 0;
     for (int64_t i = 0; i < full.batch; ++i) {
-      const auto block = static_cast<int64_t>(random() % full.checksums.size());
-      reads[i] = {block * full.block_bytes, targets.subspan(i * full.block_bytes, full.block_bytes),
-                  full.checksums[block], static_cast<uint64_t>(i)};
+      block = i % full.run_blocks == 0 ? random() % (full.checksums.size() - full.run_blocks)
+                                       : block + 1;
+      reads[i] = {static_cast<int64_t>(block) * full.block_bytes,
+                  targets.subspan(i * full.block_bytes, full.block_bytes), full.checksums[block],
+                  static_cast<uint64_t>(i)};
     }
     const std::string error = ReadAll(*reader, reads, completions);
     if (!error.empty()) {
@@ -230,6 +237,8 @@ int Main(int argc, char** argv) {
        bench::NumbersOption("mib", "size of the file in MiB", 4, int64_t{1} << 20, &settings.mib),
        bench::NumbersOption("block_bytes", "bytes of a block, a multiple of 512", 512,
                             int64_t{1} << 20, &settings.block_bytes),
+       bench::NumbersOption("run_blocks", "blocks that follow each other at a random place", 1, 64,
+                            &settings.run_blocks),
        bench::NumbersOption("batch", "blocks of a submission", 1, int64_t{1} << 16,
                             &settings.batch)},
       [&] { return Register(settings, files); },

@@ -20,16 +20,17 @@ class BackingFaults {
     kAllocate,  // reserving the disk space of an extent
     kWrite,     // one write call
     kSubmit,    // handing reads to the kernel or to the reading threads
-    kComplete,  // one read that ended
+    kRun,       // one read of the device that ended, of one block or more
+    kComplete,  // one block of it
   };
-  static constexpr int kNumSites = 4;
+  static constexpr int kNumSites = 5;
 
   enum class Fault : uint8_t {
     kNone,
     kIoError,    // EIO
     kDiskFull,   // ENOSPC; kAllocate and kWrite
-    kTransient,  // EAGAIN; kSubmit and kComplete
-    kShort,      // fewer bytes than asked for; kWrite and kComplete
+    kTransient,  // EAGAIN; kSubmit, kRun and kComplete
+    kShort,      // fewer bytes than asked for; kWrite, kRun and kComplete
     kCorrupt,    // one byte that came is another; kComplete
     kDelay,      // comes `delay` later; kComplete
   };

@@ -71,6 +71,7 @@ int64_t BlockReader::Wait(int64_t at_least, absl::Span<BlockCompletion> completi
       int64_t wanted = at_least - count;
       if (has_waiting()) wanted = std::min(wanted, num_in_flight_ / 4);
       if (!delayed_.empty()) wanted = 1;
+      wanted = (wanted + kRunBlocksMax - 1) / kRunBlocksMax;  // so many may come with one run
       Block(std::clamp<int64_t>(wanted, 1, num_in_flight_), until);
     } else {
       // Nothing is in the device: all are delayed, or it does not take any at the moment.
@@ -88,20 +89,79 @@ void BlockReader::Drain() {
   }
 }
 
-int BlockReader::TakeWaiting() {
+BlockReader::Run BlockReader::TakeRun(Parts& parts) {
   ++num_in_flight_;
-  return PopFront(waiting_);
-}
-
-BlockReader::Part BlockReader::RemainingPart(int id) const {
-  const Request& request = requests_[id];
-  const absl::Span<std::byte> rest = request.read.target.subspan(request.done_bytes);
-  return {request.read.offset + request.done_bytes, rest.data(), static_cast<int64_t>(rest.size())};
+  Run run;
+  run.id = PopFront(waiting_);
+  const auto rest_of = [this](int id) {
+    const Request& request = requests_[id];
+    return request.read.target.subspan(request.done_bytes);
+  };
+  const Request& first = requests_[run.id];
+  run.offset = first.read.offset + first.done_bytes;
+  absl::Span<std::byte> rest = rest_of(run.id);
+  parts[0] = {rest.data(), rest.size()};
+  run.num_parts = 1;
+  auto bytes = static_cast<int64_t>(rest.size());
+  int last = run.id;
+  for (int count = 1; count < kRunBlocksMax && has_waiting(); ++count) {
+    const int id = waiting_.first;
+    const Request& next = requests_[id];
+    rest = rest_of(id);
+    if (first.is_alone || next.is_alone ||
+        bytes + static_cast<int64_t>(rest.size()) > kRunBytesMax ||
+        next.read.offset + next.done_bytes != run.offset + bytes) {
+      break;
+    }
+    iovec& part = parts[run.num_parts - 1];
+    if (static_cast<std::byte*>(part.iov_base) + part.iov_len == rest.data()) {
+      part.iov_len += rest.size();
+    } else {
+      parts[run.num_parts++] = {rest.data(), rest.size()};
+    }
+    bytes += static_cast<int64_t>(rest.size());
+    PopFront(waiting_);
+    requests_[last].next = id;
+    last = id;
+  }
+  requests_[last].next = kNone;
+  return run;
 }
 
 void BlockReader::Ended(int id, int64_t result) {
-  Request& request = requests_[id];
   --num_in_flight_;
+  switch (source_.faults->Next(Site::kRun)) {
+    case Fault::kIoError:
+      result = -EIO;
+      break;
+    case Fault::kTransient:
+      result = -EAGAIN;
+      break;
+    case Fault::kShort:
+      result = std::max(result / 2 / kAlignmentBytes, int64_t{1}) * kAlignmentBytes;
+      break;
+    default:
+      break;
+  }
+  const bool is_joined = requests_[id].next != kNone;
+  for (int next = kNone; id != kNone; id = next) {
+    Request& request = requests_[id];
+    next = request.next;
+    if (is_joined && result <= 0) {
+      // Nothing says which of them cannot be read.
+      request.is_alone = true;
+      Append(waiting_, id);
+      continue;
+    }
+    const auto rest_bytes = static_cast<int64_t>(request.read.target.size()) - request.done_bytes;
+    const int64_t part = std::min(result, rest_bytes);
+    BlockEnded(id, part);
+    result -= part;
+  }
+}
+
+void BlockReader::BlockEnded(int id, int64_t result) {
+  Request& request = requests_[id];
   std::chrono::milliseconds delay{0};
   switch (source_.faults->Next(Site::kComplete, &delay)) {
     case Fault::kIoError:
@@ -128,9 +188,12 @@ void BlockReader::Ended(int id, int64_t result) {
   Settle(id, result);
 }
 
-void BlockReader::Failed(int id, absl::Status status) {
+void BlockReader::Failed(int id, const absl::Status& status) {
   --num_in_flight_;
-  Finish(id, std::move(status));
+  for (int next = kNone; id != kNone; id = next) {
+    next = requests_[id].next;
+    Finish(id, status);
+  }
 }
 
 absl::Status BlockReader::Check(const BlockRead& read, int64_t size_bytes) const {

@@ -2,6 +2,9 @@
 #ifndef WAVEKV_BUFFER_BLOCK_READER_H_
 #define WAVEKV_BUFFER_BLOCK_READER_H_
 
+#include <sys/uio.h>
+
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -39,7 +42,7 @@ struct BlockCompletion {
 
 struct ReaderOptions {
   IoEngine engine = IoEngine::kAuto;  // kAuto: as the file chose at Create
-  // Reads in the device at once; more wait in the reader. In [1, 4096].
+  // Reads in the device at once (joined ones count once); more wait in the reader. In [1, 4096].
   int queue_depth = 64;
   // Reads that may be pending without the reader allocating memory. More make it grow.
   int64_t reserved_reads = 1024;
@@ -55,7 +58,8 @@ struct ReaderOptions {
 // Any number may be submitted. The device has at most queue_depth of them; every call of Submit and
 // Wait (also Wait(0, ...), which never blocks) hands over more as others end. Reads go in the order
 // of submission, but a slow one holds up nobody else's completion. A short read goes on where it
-// stopped.
+// stopped. Reads that follow each other in submission and in the file go to the device as one, up
+// to kRunBlocksMax of them: submit the blocks of a cluster in order.
 //
 // Memory: a target belongs to the reader from Submit until its completion was returned or the
 // reader is destroyed. The destructor waits for reads in the device and forgets the rest.
@@ -67,6 +71,8 @@ class BlockReader {
   using TimePoint = std::chrono::steady_clock::time_point;
 
   static constexpr int64_t kAlignmentBytes = 512;
+  static constexpr int kRunBlocksMax = 8;
+  static constexpr int64_t kRunBytesMax = int64_t{256} << 10;
 
   BlockReader(const BlockReader&) = delete;
   BlockReader& operator=(const BlockReader&) = delete;
@@ -84,7 +90,7 @@ class BlockReader {
 
   // Submitted and not yet returned by Wait.
   int64_t num_pending() const { return num_pending_; }
-  // Of those, handed to the device and not known to have ended.
+  // Of those, handed to the device and not known to have ended; those that go as one count once.
   int64_t num_in_flight() const { return num_in_flight_; }
 
   virtual IoEngine engine() const = 0;  // never kAuto
@@ -99,34 +105,33 @@ class BlockReader {
   };
   friend class BackingFile;  // makes the Source
 
-  // What is left of a waiting read.
-  struct Part {
+  // One read of the device: of one block, or of several that follow each other in the file.
+  struct Run {
+    int id = 0;
     int64_t offset = 0;
-    std::byte* target = nullptr;
-    int64_t bytes = 0;
+    int num_parts = 0;  // of memory
   };
+  using Parts = std::array<iovec, kRunBlocksMax>;
 
   BlockReader(const Source& source, const ReaderOptions& options);
 
-  // Takes what has ended (calls Ended), then hands over waiting reads (TakeWaiting). Never blocks.
+  // Takes what has ended (calls Ended), then hands over waiting reads (TakeRun). Never blocks.
   virtual void Pump() = 0;
-  // Returns when about `at_least` more reads have ended, or at `deadline`; may return early.
+  // Returns when about `at_least` more runs have ended, or at `deadline`; may return early.
   // REQUIRES: num_in_flight() > 0.
   virtual void Block(int64_t at_least, TimePoint deadline) = 0;
 
   // For destructors of implementations: forgets waiting reads, waits for those in the device.
   void Drain();
 
-  // For Pump: reads that have not been handed over. TakeWaiting gives the first one's id and counts
-  // it as in flight.
+  // For Pump: reads that have not been handed over. TakeRun gives the first ones, fills in where
+  // their bytes go, and counts them as one in flight.
   bool has_waiting() const { return waiting_.first != kNone; }
-  int TakeWaiting();
-  Part RemainingPart(int id) const;
-  // A read in flight ended with `result`: bytes, or a negated errno. Queues the rest of a short
-  // one.
+  Run TakeRun(Parts& parts);
+  // A run in flight ended with `result`: bytes, or a negated errno. Queues what is missing.
   void Ended(int id, int64_t result);
-  // A read in flight will not be done.
-  void Failed(int id, absl::Status status);
+  // A run in flight will not be done.
+  void Failed(int id, const absl::Status& status);
 
   const Source source_;
   const int queue_depth_;
@@ -138,7 +143,8 @@ class BlockReader {
     BlockRead read;
     int64_t done_bytes = 0;
     int num_retries = 0;
-    int next = kNone;  // in the list it is in
+    bool is_alone = false;  // not to be joined with others: one of them failed
+    int next = kNone;       // in the list or the run it is in
     absl::Status status;
     // Of a read that a test delays.
     TimePoint delayed_until;
@@ -152,6 +158,7 @@ class BlockReader {
   absl::Status Check(const BlockRead& read, int64_t size_bytes) const;
   void Append(List& list, int id);
   int PopFront(List& list);
+  void BlockEnded(int id, int64_t result);
   // Gives the read its status or queues its rest.
   void Settle(int id, int64_t result);
   void Finish(int id, absl::Status status);

@@ -36,14 +36,12 @@ void PreadReader::Pump() {
   ReadJob* first = nullptr;
   ReadJob* last = nullptr;
   while (has_waiting() && free_ != nullptr) {
-    const int id = TakeWaiting();
-    const Part part = RemainingPart(id);
     ReadJob* const job = std::exchange(free_, free_->next);
+    const Run run = TakeRun(job->parts);
     job->fd = source_.fd;
-    job->offset = part.offset;
-    job->target = part.target;
-    job->bytes = part.bytes;
-    job->id = id;
+    job->offset = run.offset;
+    job->num_parts = run.num_parts;
+    job->id = run.id;
     job->next = nullptr;
     if (first == nullptr) {
       first = job;

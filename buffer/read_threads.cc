@@ -1,6 +1,6 @@
 #include "buffer/read_threads.h"
 
-#include <unistd.h>
+#include <sys/uio.h>
 
 #include <cerrno>
 #include <system_error>
@@ -36,7 +36,7 @@ ReadThreads::~ReadThreads() {
 }
 
 void ReadThreads::Start(ReadJob* first, ReadJob* last) {
-  bool is_one = first == last;
+  const bool is_one = first == last;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     last->next = nullptr;
@@ -64,7 +64,7 @@ void ReadThreads::Work() {
     lock.unlock();
     ssize_t result;
     do {
-      result = pread(job->fd, job->target, job->bytes, job->offset);
+      result = preadv(job->fd, job->parts.data(), job->num_parts, job->offset);
     } while (result < 0 && errno == EINTR);
     job->result = result < 0 ? -errno : result;
     job->owner->Done(job);

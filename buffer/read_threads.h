@@ -1,7 +1,10 @@
-// Threads that do nothing but pread.
+// Threads that do nothing but preadv.
 #ifndef WAVEKV_BUFFER_READ_THREADS_H_
 #define WAVEKV_BUFFER_READ_THREADS_H_
 
+#include <sys/uio.h>
+
+#include <array>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -28,8 +31,8 @@ class ReadJobOwner {
 struct ReadJob {
   int fd = -1;
   int64_t offset = 0;
-  std::byte* target = nullptr;
-  int64_t bytes = 0;
+  std::array<iovec, 8> parts;  // where the bytes go
+  int num_parts = 0;
   int id = 0;  // the owner's
   ReadJobOwner* owner = nullptr;
   int64_t result = 0;  // bytes read, or a negated errno

@@ -64,6 +64,7 @@ absl::StatusOr<std::unique_ptr<UringReader>> UringReader::Create(const Source& s
   std::unique_ptr<UringReader> reader(new UringReader(source, options));
   WAVEKV_RETURN_IF_ERROR(InitRing(options.queue_depth, reader->ring_));
   reader->has_ring_ = true;
+  reader->parts_.resize(*reader->ring_.sq.kring_entries);
   reader->has_registered_file_ = io_uring_register_files(&reader->ring_, &source.fd, 1) == 0;
   reader->RegisterMemory(options.memory);
   return reader;
@@ -88,13 +89,14 @@ void UringReader::RegisterMemory(absl::Span<std::byte> memory) {
   if (io_uring_register_buffers(&ring_, parts.data(), parts.size()) == 0) memory_ = memory;
 }
 
-int UringReader::RegisteredPart(const Part& part) const {
+int UringReader::RegisteredPart(const iovec& part) const {
+  const auto* const target = static_cast<const std::byte*>(part.iov_base);
   // std::less orders pointers into different objects, which < need not.
   const std::less<const std::byte*> less;
-  if (memory_.empty() || less(part.target, memory_.data())) return -1;
-  if (!less(part.target, memory_.data() + memory_.size())) return -1;
-  const int64_t begin = part.target - memory_.data();
-  const int64_t end = begin + part.bytes;
+  if (memory_.empty() || less(target, memory_.data())) return -1;
+  if (!less(target, memory_.data() + memory_.size())) return -1;
+  const int64_t begin = target - memory_.data();
+  const int64_t end = begin + static_cast<int64_t>(part.iov_len);
   if (end > static_cast<int64_t>(memory_.size())) return -1;
   if (begin / kPartBytes != (end - 1) / kPartBytes) return -1;
   return static_cast<int>(begin / kPartBytes);
@@ -105,17 +107,21 @@ void UringReader::Pump() {
   while (has_waiting() && num_in_flight() < queue_depth_) {
     io_uring_sqe* const sqe = io_uring_get_sqe(&ring_);
     if (sqe == nullptr) break;
-    const int id = TakeWaiting();
-    const Part part = RemainingPart(id);
+    // The entry's own, until the kernel has taken it.
+    Parts& parts = parts_[sqe - ring_.sq.sqes];
+    const Run run = TakeRun(parts);
     const int fd = has_registered_file_ ? 0 : source_.fd;
-    const int registered = RegisteredPart(part);
+    const int registered = run.num_parts == 1 ? RegisteredPart(parts[0]) : -1;
     if (registered >= 0) {
-      io_uring_prep_read_fixed(sqe, fd, part.target, part.bytes, part.offset, registered);
+      io_uring_prep_read_fixed(sqe, fd, parts[0].iov_base, parts[0].iov_len, run.offset,
+                               registered);
+    } else if (run.num_parts == 1) {
+      io_uring_prep_read(sqe, fd, parts[0].iov_base, parts[0].iov_len, run.offset);
     } else {
-      io_uring_prep_read(sqe, fd, part.target, part.bytes, part.offset);
+      io_uring_prep_readv(sqe, fd, parts.data(), run.num_parts, run.offset);
     }
     if (has_registered_file_) sqe->flags |= IOSQE_FIXED_FILE;
-    sqe->user_data = id;
+    sqe->user_data = run.id;
   }
   if (io_uring_sq_ready(&ring_) > 0) SubmitPrepared();
 }
@@ -162,8 +168,9 @@ void UringReader::FailPrepared(int error) {
     sqe->user_data = kNobody;
   }
   // When the queue is full of entries that do nothing and are not taken, no read gets in any more.
+  Parts unused;
   while (!has_failed_one && has_waiting()) {
-    Failed(TakeWaiting(), IoError(error, "handing reads to io_uring"));
+    Failed(TakeRun(unused).id, IoError(error, "handing reads to io_uring"));
   }
 }
 

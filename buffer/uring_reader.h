@@ -5,6 +5,7 @@
 #include <liburing.h>
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -35,7 +36,7 @@ class UringReader final : public BlockReader {
   void Block(int64_t at_least, TimePoint deadline) override;
 
   // Reads of a registered part of memory_ name it by number; -1 when the target is in none.
-  int RegisteredPart(const Part& part) const;
+  int RegisteredPart(const iovec& part) const;
   void RegisterMemory(absl::Span<std::byte> memory);
   void Reap();
   // Hands over what is prepared; what the kernel refuses for good fails with its error.
@@ -43,6 +44,7 @@ class UringReader final : public BlockReader {
   void FailPrepared(int error);
 
   io_uring ring_ = {};
+  std::vector<Parts> parts_;  // of each entry of the submission queue
   bool has_ring_ = false;
   bool has_registered_file_ = false;
   int num_refusals_ = 0;          // in a row

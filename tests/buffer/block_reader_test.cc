@@ -123,6 +123,25 @@ TEST_P(BlockReaderTest, AnyNumberIsReadThroughAnyQueue) {
   }
 }
 
+TEST_P(BlockReaderTest, ReadsThatFollowEachOtherInTheFileGoAsOne) {
+  const auto reader = MakeReader(1024);
+  file_->faults().Plant(Site::kRun, Fault::kNone, 0, 0);  // counts passes
+  ASSERT_TRUE(reader->Submit(Reads(0, kNumBlocks)).ok());
+  EXPECT_EQ(WaitForAll(*reader), AllTags());
+  EXPECT_EQ(file_->faults().num_passes(Site::kRun),
+            (kNumBlocks + BlockReader::kRunBlocksMax - 1) / BlockReader::kRunBlocksMax);
+  EXPECT_EQ(file_->faults().num_passes(Site::kComplete), kNumBlocks);
+
+  // Not when another lies between, nor backwards.
+  file_->faults().Clear();
+  file_->faults().Plant(Site::kRun, Fault::kNone, 0, 0);
+  std::vector<BlockRead> reads;
+  for (int64_t i = kNumBlocks - 1; i >= 0; --i) reads.push_back(blocks_.Read(i, targets_, i));
+  ASSERT_TRUE(reader->Submit(reads).ok());
+  EXPECT_EQ(WaitForAll(*reader), AllTags());
+  EXPECT_EQ(file_->faults().num_passes(Site::kRun), kNumBlocks);
+}
+
 TEST_P(BlockReaderTest, BatchesMayBeSubmittedWhileOthersArePending) {
   testing::Random random(31);
   WAVEKV_TRACE_SEED(random);

@@ -130,7 +130,8 @@ TEST_P(EveryFaultTest, EndsInAStatusAndLosesNothingElse) {
     ASSERT_TRUE(file.ok()) << file.status();
     BackingFaults& faults = (*file)->faults();
     for (const Case& c : cases) {
-      for (const int count : {1, 3}) {
+      // The page cache changes little, so one pass through it is enough.
+      for (const int count : direct ? std::vector<int>{1, 3} : std::vector<int>{1}) {
         bool is_met = true;
         for (int64_t n = 0; is_met; ++n) {
           SCOPED_TRACE(fmt::format("direct {}, site {}, fault {}, after {}, count {}", direct,

@@ -106,7 +106,9 @@ absl::Status AttendStep::Attend(AttendStats* stats) {
 }
 
 bool AttendStep::IsExact(const SequenceView& view, int64_t row) const {
-  if (options_.retrieval.is_ratio() && options_.retrieval.ratio() >= 1.0) return true;
+  if (!HasTarget() && options_.retrieval.is_ratio() && options_.retrieval.ratio() >= 1.0) {
+    return true;
+  }
   const int64_t visible_end = view.VisibleEnd(row);
   for (size_t i = 0; i < view.pins.size(); ++i) {
     if (view.AnswersByZones(i, visible_end)) return false;

@@ -123,7 +123,7 @@ struct AttendWorkspace {
   // What target_error goes by.
   std::vector<float> coarse_outputs;
   std::vector<float> coarse_lses;
-  std::vector<float> log_scales;
+  std::vector<float> inverse_squares;
   std::vector<float> logit_spreads;
   std::vector<float> cluster_variances;
   std::vector<float> hidden_variances;
@@ -195,6 +195,8 @@ class AttendStep {
   absl::Status SelectUnits(bool ranked);
   // Tokens in the retrieval or the sketch zone, as far as budgets go.
   int64_t SelectedTokens(const ZoneUnit& unit) const;
+  // And in the estimation zone.
+  int64_t AnsweredTokens(const ZoneUnit& unit) const;
   void AddSketch(ZoneUnit& unit);
   absl::Status RankTokens();
   void ReadMostlyChosenWhole(ZoneUnit& unit);

@@ -315,9 +315,11 @@ double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
     distance2 += difference * difference;
     norm2 += static_cast<double>(output[d]) * output[d];
   }
-  if (norm2 == 0.0) return 0.0;
+  constexpr double kMost = std::numeric_limits<float>::max();
+  if (norm2 == 0.0) return variance == 0.0 ? 0.0 : kMost;
   constexpr double kRounding = 1e-7;  // of sums in fp32, which exact attention has as well
-  return std::sqrt((pull * pull * distance2 + variance) / norm2 + kRounding * kRounding);
+  const double error2 = (pull * pull * distance2 + variance) / norm2 + kRounding * kRounding;
+  return error2 < kMost ? std::sqrt(error2) : kMost;
 }
 
 void AttendStep::ClearUnits() {

@@ -20,6 +20,9 @@ constexpr double kTokenRisk = 0.4;
 // and takes off more of the largest errors than their mean would ask for.
 constexpr float kHiddenCaution = 20.0f;
 
+// Far from where products of fp32 end.
+constexpr float kVarianceMax = 1e36f;
+
 }  // namespace
 
 absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
@@ -66,17 +69,23 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
 }
 
 absl::Status AttendStep::RankUnits(bool ranked) {
-  const PhaseSpan span = Span(Phase::kRank);
   for (ZoneUnit& unit : ws_.units) unit.first_estimate = AddParts(unit.num_indexes);
-  WAVEKV_RETURN_IF_ERROR(ScoreUnits());
-  if (HasTarget()) WAVEKV_RETURN_IF_ERROR(MeasureUnits());
+  if (HasTarget()) {
+    {
+      const PhaseSpan span = Span(Phase::kRank);
+      WAVEKV_RETURN_IF_ERROR(ScoreUnits());
+    }
+    WAVEKV_RETURN_IF_ERROR(MeasureUnits());
+  }
+  const PhaseSpan span = Span(Phase::kRank);
+  if (!HasTarget()) WAVEKV_RETURN_IF_ERROR(ScoreUnits());
   WAVEKV_RETURN_IF_ERROR(SelectUnits(ranked));
   if (options_.zones != Zones::kSketch) return absl::OkStatus();
   return RankTokens();
 }
 
-// Opens the super-clusters that hold the best `open` of the tokens, and at least as many as are
-// retrieved or sketched.
+// Opens the super-clusters that hold the best `open` of the tokens, and at least as many as
+// clusters of their own are chosen from.
 absl::Status AttendStep::OpenSupers() {
   RankedLevel& supers = ws_.supers;
   supers.log_masses.resize(supers.sizes.size() * group_);
@@ -197,18 +206,18 @@ absl::Status AttendStep::MeasureUnits() {
   const auto squared_length = [](const float* row, int dim) {
     double squared = 0.0;
     for (int d = 0; d < dim; ++d) squared += double{row[d]} * row[d];
-    return static_cast<float>(squared);
+    return squared;
   };
-  ws_.log_scales.resize(ws_.coarse_lses.size());
+  constexpr double kMost = std::numeric_limits<float>::max();
+  ws_.inverse_squares.resize(ws_.coarse_lses.size());
   ws_.logit_spreads.resize(ws_.coarse_lses.size());
   for (size_t state = 0; state < ws_.coarse_lses.size(); ++state) {
     const float* output = ws_.coarse_outputs.data() + state * model_.head_dim_v;
-    const float squared =
-        std::max(squared_length(output, model_.head_dim_v), std::numeric_limits<float>::min());
-    ws_.log_scales[state] = ws_.coarse_lses[state] + 0.5f * std::log(squared);
+    const double squared = squared_length(output, model_.head_dim_v);
+    ws_.inverse_squares[state] = static_cast<float>(std::min(1.0 / squared, kMost));
     const float* query = ws_.rotated_queries.data() + state * model_.head_dim_k;
-    ws_.logit_spreads[state] =
-        squared_length(query, model_.head_dim_k) / static_cast<float>(model_.head_dim_k);
+    const double spread = squared_length(query, model_.head_dim_k) / model_.head_dim_k;
+    ws_.logit_spreads[state] = static_cast<float>(std::min(spread, kMost));
   }
 
   ws_.cluster_variances.clear();
@@ -220,14 +229,22 @@ absl::Status AttendStep::MeasureUnits() {
     for (int64_t s = 0; s < index->num_supers; ++s) {
       const float spread = index->super_value_spreads[s];
       for (int64_t c = index->super_offsets[s]; c < index->super_offsets[s + 1]; ++c) {
-        ws_.cluster_variances.push_back(kClusterVariance * spread);
-        ws_.hidden_variances.push_back(kHiddenCaution * kHiddenVariance *
-                                       (index->value_spreads[c] + spread) /
-                                       static_cast<float>(index->cluster_size(c)));
+        ws_.cluster_variances.push_back(std::min(kClusterVariance * spread, kVarianceMax));
+        const float hidden = kHiddenCaution * kHiddenVariance * (index->value_spreads[c] + spread);
+        ws_.hidden_variances.push_back(
+            std::min(hidden / static_cast<float>(index->cluster_size(c)), kVarianceMax));
       }
     }
   }
   return absl::OkStatus();
+}
+
+int64_t AttendStep::AnsweredTokens(const ZoneUnit& unit) const {
+  const int64_t selected = SelectedTokens(unit);
+  if (options_.zones == Zones::kSketch) return selected;
+  // Clusters differ in size: so many of them may hold more than the budget says.
+  return std::min(unit.sealed_tokens,
+                  selected + 2 * options_.estimation.Resolve(unit.sealed_tokens));
 }
 
 int64_t AttendStep::SelectedTokens(const ZoneUnit& unit) const {
@@ -267,7 +284,8 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
       RiskLimit& risk = ws_.risk_limits[u];
       risk.log_masses = clusters.log_masses.data() + unit.first_cluster * group_;
       risk.stride = unit.num_clusters;
-      risk.log_scales = ws_.log_scales.data() + u * group_;
+      risk.lses = ws_.coarse_lses.data() + u * group_;
+      risk.inverse_squares = ws_.inverse_squares.data() + u * group_;
       risk.variances = ws_.cluster_variances.data() + unit.first_cluster;
       risk.hidden_variances = ws_.hidden_variances.data() + unit.first_cluster;
       risk.key_spreads = ws_.key_spreads.data() + unit.first_cluster;
@@ -318,8 +336,9 @@ absl::Status AttendStep::RankTokens() {
       const SketchPart& part = ws_.sketch_parts[i];
       for (int64_t c = 0; c < part.num_clusters; ++c) {
         const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
-        ws_.token_variances.insert(ws_.token_variances.end(), index.cluster_size(cluster),
-                                   kTokenVariance * index.value_spreads[cluster]);
+        ws_.token_variances.insert(
+            ws_.token_variances.end(), index.cluster_size(cluster),
+            std::min(kTokenVariance * index.value_spreads[cluster], kVarianceMax));
       }
     }
   }
@@ -359,9 +378,11 @@ absl::Status AttendStep::RankTokens() {
     if (HasTarget()) {
       RiskLimit& risk = ws_.risk_limits[u];
       risk = {};
-      risk.log_masses = ws_.token_logits.data() + unit.first_sketch_token * group_;
+      // By rank scores: what a code may have underestimated.
+      risk.log_masses = ws_.token_scores.data() + unit.first_sketch_token * group_;
       risk.stride = unit.num_sketch_tokens;
-      risk.log_scales = ws_.log_scales.data() + u * group_;
+      risk.lses = ws_.coarse_lses.data() + u * group_;
+      risk.inverse_squares = ws_.inverse_squares.data() + u * group_;
       risk.variances = ws_.token_variances.data() + unit.first_sketch_token;
       risk.limit = kTokenRisk * options_.target_error * options_.target_error;
       select.risk = &ws_.risk_limits[u];

@@ -11,20 +11,21 @@ namespace wavekv {
 // A second end of the best ones, where the error that those behind it cause is small enough.
 //
 // The risk of item i is the squared error, relative to the squared length of the output, that it
-// causes while it is not read, for the query h that it hurts most:
-//   max_h e^{2 (log_masses[h, i] - log_scales[h])} (variances[i] + hidden_variances[i]
-//   Growth(x_hi))
-// with log_scales the logarithms of the whole mass times that length, and Growth and x_hi =
-// logit_spreads[h] key_spreads[i] as in estimate_clusters.h. Items are read in rank order until the
-// risks of the others add up to at most `limit`.
+// causes while it is not read, for the query h that it hurts most: the greatest over h of
+//   inverse_squares[h] (variances[i] e^{2 l_hi} + hidden_variances[i] e^{2 l_hi + x_hi}),
+// with l_hi = log_masses[h, i] - lses[h] the logarithm of its share and x_hi = logit_spreads[h]
+// key_spreads[i] the variance of the logits in a cluster, without the caps that estimates have;
+// exponents are at most 80. Items are read in rank order until the risks of the others add up to at
+// most `limit`.
 //
-// Shapes: log_masses [num_queries, items], row h at h * stride; log_scales and logit_spreads
-// [num_queries]; variances, hidden_variances and key_spreads [items]. hidden_variances == nullptr:
-// there are none.
+// Shapes: log_masses [num_queries, items], row h at h * stride; lses, inverse_squares and
+// logit_spreads [num_queries]; variances, hidden_variances and key_spreads [items].
+// hidden_variances == nullptr: there are none.
 struct RiskLimit {
   const float* log_masses = nullptr;
   int64_t stride = 0;
-  const float* log_scales = nullptr;
+  const float* lses = nullptr;
+  const float* inverse_squares = nullptr;
   const float* variances = nullptr;
   const float* hidden_variances = nullptr;
   const float* key_spreads = nullptr;

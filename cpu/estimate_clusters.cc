@@ -136,15 +136,32 @@ void AnswerQueries(const EstimateClustersTask& task, const EstimateWeights& weig
   }
 }
 
+// ln(e^a + e^b)
+double LogAdd(double a, double b) {
+  const double most = std::max(a, b);
+  return most == kMinusInfinity ? most : most + std::log1p(std::exp(std::min(a, b) - most));
+}
+
+// Of the masses of ignored clusters, which may be of any magnitude beside the others.
+double IgnoredLse(const EstimateClustersTask& task, int query) {
+  const float* log_masses = task.log_masses + query * task.log_masses_stride;
+  double lse = kMinusInfinity;
+  for (int64_t i = 0; i < task.index->num_clusters; ++i) {
+    if (task.zones[i] == Zone::kIgnored) lse = LogAdd(lse, log_masses[i]);
+  }
+  return lse;
+}
+
 void AddErrors(const EstimateClustersTask& task, const EstimateWeights& weights) {
   // Grows to the largest index that the thread has seen.
   thread_local EstimateErrors errors;
   errors.Load(task);
   for (int h = 0; h < task.num_queries; ++h) {
     const ErrorTerms terms = errors.Compute(task, h, weights);
-    task.missing_lse[h] = terms.missing_mass > 0.0
-                              ? weights.offset(h) + static_cast<float>(std::log(terms.missing_mass))
-                              : kMinusInfinity;
+    const double answered = terms.missing_mass > 0.0
+                                ? weights.offset(h) + std::log(terms.missing_mass)
+                                : kMinusInfinity;
+    task.missing_lse[h] = static_cast<float>(LogAdd(answered, IgnoredLse(task, h)));
     const double mass = weights.mass(h);
     task.value_variance[h] =
         mass > 0.0 ? static_cast<float>(terms.value_variance / (mass * mass)) : 0.0f;

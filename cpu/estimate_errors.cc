@@ -44,8 +44,7 @@ ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& e
     const V lacking = bound ? gain : hn::Div(hn::Mul(doubt, gain), hn::Add(one, gain));
     // Masked before it is squared: what is read may be heavier than all else by e^80.
     const V answered = hn::Mul(mass, LoadSome(weights.answered().data(), i, count));
-    const V ignored = hn::Mul(mass, LoadSome(errors.ignored().data(), i, count));
-    missing = hn::MulAdd(answered, lacking, hn::Add(ignored, missing));
+    missing = hn::MulAdd(answered, lacking, missing);
     const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count),
                                 GrowthOf(d, x), LoadSome(errors.variances().data(), i, count));
     variance = hn::MulAdd(hn::Mul(answered, answered), factor, variance);
@@ -99,12 +98,18 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace wavekv::cpu {
+namespace {
+
+// Sums of so many variances stay far from where fp32 ends.
+constexpr float kVarianceMax = 1e33f;
+constexpr float kGrowthMax = 1e7f;
+
+}  // namespace
 
 HWY_EXPORT(ComputeErrors);
 
 void EstimateErrors::Load(const EstimateClustersTask& task) {
   const ClusterIndex& index = *task.index;
-  ignored_.assign(index.num_clusters, 0.0f);
   variances_.assign(index.num_clusters, 0.0f);
   hidden_variances_.assign(index.num_clusters, 0.0f);
   int64_t num_tokens = 0;
@@ -119,20 +124,19 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
       const float spread = index.value_spreads[i];
       switch (task.zones[i]) {
         case Zone::kRetrieval:
-          break;
         case Zone::kIgnored:
-          ignored_[i] = 1.0f;
           break;
         case Zone::kSketch:
           std::fill_n(token_variances_.begin() + token, index.cluster_size(i),
-                      kTokenVariance * spread);
+                      std::min(kTokenVariance * spread, kVarianceMax));
           token += index.cluster_size(i);
           break;
         case Zone::kEstimation:
         case Zone::kRemainder:
-          variances_[i] = kClusterVariance * super_spread;
-          hidden_variances_[i] =
-              kHiddenVariance * (spread + super_spread) / static_cast<float>(index.cluster_size(i));
+          variances_[i] = std::min(kClusterVariance * super_spread, kVarianceMax);
+          hidden_variances_[i] = std::min(
+              kHiddenVariance * (spread + super_spread) / static_cast<float>(index.cluster_size(i)),
+              kVarianceMax / kGrowthMax);
           break;
       }
     }

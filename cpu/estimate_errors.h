@@ -10,7 +10,7 @@
 
 namespace wavekv::cpu {
 
-// Relative to e^offset, the variance to e^(2 offset).
+// Relative to e^offset, the variance to e^(2 offset); without what ignored clusters miss.
 struct ErrorTerms {
   double missing_mass = 0.0;
   double value_variance = 0.0;
@@ -26,13 +26,11 @@ class EstimateErrors {
                      const EstimateWeights& weights) const;
 
   // What a cluster or a token weighs in the sums; 0 or 1 by its zone, and variances.
-  const std::vector<float>& ignored() const { return ignored_; }
   const std::vector<float>& variances() const { return variances_; }
   const std::vector<float>& hidden_variances() const { return hidden_variances_; }
   const std::vector<float>& token_variances() const { return token_variances_; }
 
  private:
-  std::vector<float> ignored_;
   std::vector<float> variances_;
   std::vector<float> hidden_variances_;
   std::vector<float> token_variances_;

@@ -1,6 +1,8 @@
 #include "cpu/risk_cut.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "cpu/targets.h"
@@ -9,7 +11,6 @@
 #define HWY_TARGET_INCLUDE "cpu/risk_cut.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
-#include "cpu/growth-inl.h"
 #include "cpu/shares-inl.h"
 #include "hwy/highway.h"
 
@@ -17,18 +18,20 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// Risks of one vector of items from `i` on, at query h; log_masses are given.
+// Risks of one vector of items at query h; log_masses are given.
 HWY_INLINE V RisksOf(const RiskLimit& limit, int h, V log_masses, V variances, V hidden_variances,
                      V key_spreads) {
   const Full d;
-  const V log_share = hn::Sub(log_masses, hn::Set(d, limit.log_scales[h]));
-  const V share = Exp(d, hn::Min(log_share, hn::Set(d, 20.0f)));
-  V factor = variances;
+  const V most = hn::Set(d, 80.0f), inverse = hn::Set(d, limit.inverse_squares[h]);
+  const V log_share = hn::Sub(log_masses, hn::Set(d, limit.lses[h]));
+  const V log_square = hn::Add(log_share, log_share);
+  V risk = hn::Mul(Exp(d, hn::Min(log_square, most)), hn::Mul(variances, inverse));
   if (limit.hidden_variances != nullptr) {
     const V x = hn::Mul(hn::Set(d, limit.logit_spreads[h]), key_spreads);
-    factor = hn::MulAdd(hidden_variances, GrowthOf(d, x), factor);
+    const V square = Exp(d, hn::Min(hn::Add(log_square, x), most));
+    risk = hn::MulAdd(square, hn::Mul(hidden_variances, inverse), risk);
   }
-  return hn::Mul(hn::Mul(share, share), factor);
+  return hn::Min(risk, hn::Set(d, std::numeric_limits<float>::max()));
 }
 
 void ComputeRisks(const RiskLimit& limit, int num_queries, int64_t count, float* risks) {
@@ -79,7 +82,8 @@ double MustBeRead(const RiskLimit* limit, absl::Span<const float> risks) {
   if (limit == nullptr) return 0.0;
   double sum = 0.0;
   for (const float risk : risks) sum += risk;
-  return sum - limit->limit;
+  // Numbers that nothing can be said of are read.
+  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : sum - limit->limit;
 }
 
 }  // namespace

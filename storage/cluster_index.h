@@ -54,7 +54,7 @@ inline constexpr int64_t kSegmentTokensMax = 65536;
 
 struct ClusterIndexHeader {
   static constexpr uint32_t kMagic = 0x58494b57;  // "WKIX", little endian
-  static constexpr uint16_t kVersion = 2;
+  static constexpr uint16_t kVersion = 3;
 
   uint32_t magic = kMagic;
   uint16_t version = kVersion;

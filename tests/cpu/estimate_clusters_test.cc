@@ -175,7 +175,10 @@ class NaiveEstimate {
             variance += kTokenVariance * std::pow(TokenMass(token), 2) * index_.value_spreads[i];
           }
         } else if (zone == Zone::kIgnored) {
-          missing += m;
+          ignored_ = std::isinf(ignored_)
+                         ? given_.masses[i]
+                         : std::max<double>(ignored_, given_.masses[i]) +
+                               std::log1p(std::exp(-std::abs(ignored_ - given_.masses[i])));
         } else if (zone != Zone::kRetrieval) {
           const double x = q2 * index_.key_spreads[i] / dim;
           const double gain = std::min(x / 2, 3.0);
@@ -189,7 +192,12 @@ class NaiveEstimate {
         }
       }
     }
-    if (missing > 0.0) estimate_.missing_lse = offset_ + std::log(missing);
+    // Two logarithms added, for either may be of any magnitude.
+    const double other = missing > 0.0 ? offset_ + std::log(missing) : -kInfinity;
+    const double most = std::max(other, ignored_);
+    if (!std::isinf(most)) {
+      estimate_.missing_lse = most + std::log(std::exp(other - most) + std::exp(ignored_ - most));
+    }
     if (mass_ > 0.0) estimate_.value_variance = variance / (mass_ * mass_);
   }
 
@@ -200,6 +208,7 @@ class NaiveEstimate {
   std::vector<double> output_;
   double offset_ = 0.0;
   double mass_ = 0.0;
+  double ignored_ = -kInfinity;  // logarithm of the ignored clusters' mass
 };
 
 class EstimateClustersTest : public BackendFixture {
@@ -375,6 +384,26 @@ TEST_F(EstimateClustersTest, WhatIsReadMayBeFarHeavierThanTheRest) {
   chosen_[0] = 1;
   logits_[0] = scores_[0] = 300.0f;
   ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
+}
+
+TEST_F(EstimateClustersTest, IgnoredMassesMayBeOfAnyMagnitude) {
+  Random random(78);
+  WAVEKV_TRACE_SEED(random);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
+  const std::vector<float> queries = random.Gaussians(64);
+  for (const float shift : {-300.0f, 0.0f, 300.0f}) {
+    for (const bool any_answered : {false, true}) {
+      std::vector<float> masses = random.Gaussians(20);
+      for (float& mass : masses) mass += shift;
+      std::vector<Zone> zones(20, Zone::kIgnored);
+      if (any_answered) {
+        zones[3] = Zone::kEstimation;
+        masses[3] -= shift;
+      }
+      DrawTokens(random, index, zones, 1, 1.0f);
+      ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
+    }
+  }
 }
 
 TEST_F(EstimateClustersTest, HugeMassesDoNotOverflow) {

@@ -7,7 +7,6 @@
 #include <numeric>
 #include <vector>
 
-#include "compute/estimate_clusters.h"
 #include "tests/cpu/backend_fixture.h"
 
 namespace wavekv::testing {
@@ -200,21 +199,23 @@ TEST_F(SelectClustersTest, TheFirstZoneEndsWhereTheOthersRiskIsSmallEnough) {
     std::vector<float> hidden = random.Gaussians(n, 0.1f), key_spreads = random.Gaussians(n, 1.0f);
     for (float& variance : hidden) variance *= variance;
     for (float& spread : key_spreads) spread *= spread;
-    const std::vector<float> logit_spreads = {0.5f, 4.0f, 90.0f};
+    const std::vector<float> logit_spreads = {0.5f, 2.0f, 9.0f};
+    const std::vector<float> inverse_squares = {0.5f, 1.0f, 4.0f};
     std::vector<double> risks(n, 0.0);
     for (int h = 0; h < num_queries; ++h) {
       for (int64_t i = 0; i < n; ++i) {
         const double log_share = static_cast<double>(masses[h * n + i]) - scales[h];
         const double x = static_cast<double>(logit_spreads[h]) * key_spreads[i];
-        const double factor = variances[i] + hidden[i] * Growth(static_cast<float>(x));
-        risks[i] = std::max(risks[i], factor * std::exp(2.0 * log_share));
+        const double factor = variances[i] + hidden[i] * std::exp(x);
+        risks[i] = std::max(risks[i], inverse_squares[h] * factor * std::exp(2.0 * log_share));
       }
     }
     const double all = std::accumulate(risks.begin(), risks.end(), 0.0);
     for (const double share : {0.0, 1e-4, 0.03, 0.5, 0.97, 1.5}) {
       const RiskLimit limit = {.log_masses = masses.data(),
                                .stride = n,
-                               .log_scales = scales.data(),
+                               .lses = scales.data(),
+                               .inverse_squares = inverse_squares.data(),
                                .variances = variances.data(),
                                .hidden_variances = hidden.data(),
                                .key_spreads = key_spreads.data(),
@@ -237,6 +238,19 @@ TEST_F(SelectClustersTest, TheFirstZoneEndsWhereTheOthersRiskIsSmallEnough) {
       });
     }
   }
+}
+
+TEST_F(SelectClustersTest, NumbersBeyondFloatsAreRead) {
+  const std::vector<uint32_t> sizes(4, 1);
+  const std::vector<float> scores = {1.0f, 2.0f, 3.0f, 4.0f}, lses = {-200.0f};
+  const std::vector<float> variances = {3e38f, 3e38f, 3e38f, 3e38f}, inverse_squares = {3e38f};
+  const RiskLimit limit = {.log_masses = scores.data(),
+                           .stride = 4,
+                           .lses = lses.data(),
+                           .inverse_squares = inverse_squares.data(),
+                           .variances = variances.data(),
+                           .limit = 1.0};
+  ForEachTarget([&] { EXPECT_EQ(Select(scores, 1, sizes, 4, 0, &limit).retrieved.size(), 4u); });
 }
 
 TEST_F(SelectClustersTest, NoClustersGiveNoRetrieval) {

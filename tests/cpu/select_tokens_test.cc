@@ -104,10 +104,11 @@ TEST_F(SelectTokensTest, FewerAreChosenWhereTheOthersRiskIsSmallEnough) {
   // Shares of 1/2, 1/4, 1/8, ...: each risk is a quarter of the one before.
   std::vector<float> logits;
   for (int i = 0; i < 20; ++i) logits.push_back(-0.6931472f * static_cast<float>(i + 1));
-  const std::vector<float> variances(20, 3.0f), log_scales = {0.0f};
+  const std::vector<float> variances(20, 3.0f), log_scales = {0.0f}, ones = {1.0f};
   RiskLimit risk = {.log_masses = logits.data(),
                     .stride = 20,
-                    .log_scales = log_scales.data(),
+                    .lses = log_scales.data(),
+                    .inverse_squares = ones.data(),
                     .variances = variances.data()};
   std::vector<float> probabilities(20);
   std::vector<uint8_t> chosen(20);

@@ -121,7 +121,7 @@ TEST(ClusterIndexTest, HeaderSaysWhatTheExtentHolds) {
   ClusterIndexHeader header;
   std::memcpy(&header, extent, sizeof(header));
   EXPECT_EQ(std::memcmp(extent, "WKIX", 4), 0);
-  EXPECT_EQ(header.version, 2);
+  EXPECT_EQ(header.version, 3);
   EXPECT_EQ(header.kv_dtype, DType::kFloat16);
   EXPECT_EQ(header.statistics, StatisticsFormat::kInt8);
   EXPECT_EQ(header.code_bits, 2);

@@ -373,7 +373,10 @@ void SetBudgets(const Budgets& budgets, EvalArguments& arguments) {
         for (const double target_error : budgets.target_errors) {
           options.open = open;
           options.target_error = zones.zones == Zones::kPaper ? 0.0 : target_error;
-          all.push_back(options);
+          const bool is_listed =
+              std::any_of(all.begin(), all.end(),
+                          [&](const AttendOptions& other) { return SameOptions(options, other); });
+          if (!is_listed) all.push_back(options);
         }
       }
     }

@@ -126,7 +126,7 @@ struct AttendOptions {
   // answered by kClusters with estimated masses and value means of super-clusters.
   Budget estimation = Budget::Ratio(0.232);
   // Sealed tokens, in whole super-clusters, best first, whose clusters are looked at; at least as
-  // many as `retrieval` and `sketch` say. All: every cluster is. Below, centroids of the clusters
+  // many as the other budgets need. All: every cluster is. Below, centroids of the clusters
   // outside are not read, and these are answered by their super-cluster's mass: fewer bytes, but a
   // token that its super-cluster does not recommend cannot be found.
   Budget open = Budget::All();

@@ -278,8 +278,7 @@ void PrintLines(const Milliseconds& times) {
 bool ParseZones(const std::string& name) {
   AttendOptions& zones = TheArguments().zones;
   if (name == "paper") {
-    zones.zones = Zones::kPaper;
-    zones.mass = MassEstimate::kLowerBound;
+    zones.zones = Zones::kPaper;  // takes the lower bound of masses by itself
   } else if (name == "clusters" || name == "sketch") {
     zones.zones = name == "sketch" ? Zones::kSketch : Zones::kClusters;
   } else {

@@ -43,10 +43,10 @@ namespace wavekv {
 //     which added about that, kDoubt sum_i e^{m_i} g_i / (1 + g_i); kDoubt sum_j e^{s_j} u_j over
 //     tokens; and e^{m_i} of ignored clusters.
 //   value_variance [num_queries]: squared length of the error made by the value means, relative to
-//     e^{2 lse}: sum_j e^{2 s_j} kTokenVariance value_spread over tokens of the sketch zone, and
-//     sum_i e^{2 m_i} (kClusterVariance V_i + kHiddenVariance (value_spread_i + V_i) Growth(x_i) /
-//     n_i) over clusters, V_i being the super-cluster's value spread. The second part is for the
-//     single token that a wide cluster may hide.
+//     e^{2 lse}: sum_j e^{2 s_j} kTokenVariance value_spread over tokens of the sketch zone that
+//     were not chosen, and sum_i e^{2 m_i} (kClusterVariance V_i + kHiddenVariance (value_spread_i
+//     + V_i) Growth(x_i) / n_i) over clusters, V_i being the super-cluster's value spread. The
+//     second part is for the single token that a wide cluster may hide.
 inline constexpr float kDoubt = 0.19f;
 inline constexpr float kTokenVariance = 3.5f;
 inline constexpr float kClusterVariance = 13.0f;

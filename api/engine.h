@@ -207,8 +207,8 @@ class WAVEKV_EXPORT Engine {
                                      const PerHeadView& error_estimate = {},
                                      Stream stream = nullptr);
 
-  // The retrieval zones of Attend, without reading a key or value of a sealed segment: element row
-  // * num_kv_heads + kv_head.
+  // The retrieval zones of Attend, without attending to them: element row * num_kv_heads + kv_head.
+  // With a target_error the steady zone is attended, as the target is relative to the output.
   absl::StatusOr<std::vector<RetrievedTokens>> Retrieve(const Plan& plan, int layer,
                                                         const TensorView& queries,
                                                         Stream stream = nullptr);

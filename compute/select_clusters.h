@@ -39,8 +39,9 @@ struct RiskLimit {
 //   p_i = sum_h exp(r_hi - ln sum_j exp(r_hj)), and no less than the least normal number unless all
 // its scores are -infinity; ties go to the lower index. In rank order, clusters go to the first
 // zone until they hold at least token_budget tokens (all of them when they never do; none when the
-// budget is 0) or, where `risk` is given, until its limit is met; the next num_estimation go to the
-// estimation zone, all others to the last zone. Super-clusters are selected the same way.
+// budget is 0) or, where `risk` is given, until its limit is met; the next num_estimation that have
+// a score go to the estimation zone, all others to the last zone. Super-clusters are selected the
+// same way.
 //
 // Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
 // stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities

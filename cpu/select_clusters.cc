@@ -76,7 +76,8 @@ void SelectClusters(const SelectClustersTask& task) {
   const int64_t num_answered = num_retrieved + std::min(task.num_estimation, count);
   RankCut<int64_t> estimation(p, count, num_answered, [](int64_t) { return 1; });
   for (int64_t i = 0; i < count; ++i) {
-    if (estimation.Includes(RankBits(p[i]), 1) && task.zones[i] != task.first_zone) {
+    const bool included = estimation.Includes(RankBits(p[i]), 1);
+    if (included && p[i] > 0.0f && task.zones[i] != task.first_zone) {
       task.zones[i] = Zone::kEstimation;
     }
   }

@@ -422,26 +422,6 @@ TEST_F(EngineTest, WithATargetAllIsTheMostThatIsRead) {
   EXPECT_EQ(Attend(0, RandomQueries(1), options).stats.tokens_estimated, 0);
 }
 
-// Unopened clusters do not stand in for the best ones.
-TEST_F(EngineTest, TheEstimationZoneIsOpenedToo) {
-  Open(SmallOptions());
-  AppendRandom(4000);
-  AppendRandom(1);
-  WaitForBuilds();
-  const std::vector<float> queries = RandomQueries(1);
-  AttendOptions options = AttendOptions::Paper();
-  options.estimation = Budget::Ratio(0.4);
-  const Answer flat = Attend(0, queries, options);
-  options.open = Budget::Ratio(0.0);
-  const Answer opened = Attend(0, queries, options);
-  double difference = 0.0, norm = 0.0;
-  for (size_t i = 0; i < flat.output.size(); ++i) {
-    difference += std::pow(opened.output[i] - flat.output[i], 2);
-    norm += std::pow(flat.output[i], 2);
-  }
-  EXPECT_LT(difference, 0.1 * norm);
-}
-
 TEST_F(EngineTest, OpeningFewerSuperClustersReadsFewerBytes) {
   Open(SmallOptions());
   AppendRandom(4000);

@@ -181,6 +181,9 @@ TEST_F(SelectClustersTest, WhatHasNoScoreRanksLast) {
   ForEachTarget([&] {
     EXPECT_EQ(Select(scores, 1, sizes, 2, 0).retrieved, (std::vector<uint32_t>{1, 3}));
     EXPECT_EQ(Select(scores, 1, sizes, 3, 0).retrieved, (std::vector<uint32_t>{1, 3, 0}));
+    EXPECT_EQ(Select(scores, 1, sizes, 1, 3).zones,
+              (std::vector<Zone>{Zone::kRemainder, Zone::kRetrieval, Zone::kRemainder,
+                                 Zone::kEstimation}));
   });
 }
 

@@ -23,7 +23,10 @@ struct Question {
   std::vector<float> queries;
   AttendOptions options;
 
-  bool is_exact() const { return options.retrieval.is_ratio() && options.retrieval.ratio() == 1.0; }
+  bool is_exact() const {
+    return options.target_error == 0.0 && options.retrieval.is_ratio() &&
+           options.retrieval.ratio() == 1.0;
+  }
   int64_t num_rows() const { return cu_seqlens.back(); }
 };
 

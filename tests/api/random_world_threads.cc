@@ -358,6 +358,7 @@ absl::Status SharedWorld::UseFork(Random& random, const Sequence& child,
     Question question = DrawQuestion(random, model_, 1);
     question.layer = layer;
     question.options.retrieval = Budget::All();
+    question.options.target_error = 0.0;
     WAVEKV_ASSIGN_OR_RETURN(const Answer answer, Ask(*engine_, random, {&child, 1}, question));
     SequenceLog::Version found;
     WAVEKV_RETURN_IF_ERROR(MatchesOne(question, answer, engine_->options(), prefixes, &found));

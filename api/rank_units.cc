@@ -117,7 +117,7 @@ absl::Status AttendStep::OpenSupers() {
     select.num_queries = group_;
     select.sizes = supers.sizes.data() + unit.first_super;
     select.num_clusters = unit.num_supers;
-    select.token_budget = std::max(options_.open.Resolve(unit.sealed_tokens), SelectedTokens(unit));
+    select.token_budget = std::max(options_.open.Resolve(unit.sealed_tokens), AnsweredTokens(unit));
     select.first_zone = Zone::kSketch;
     select.ranked = false;
     select.probabilities = supers.probabilities.data() + unit.first_super;

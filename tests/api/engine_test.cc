@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -420,6 +421,40 @@ TEST_F(EngineTest, WithATargetAllIsTheMostThatIsRead) {
   EXPECT_GT(stats.tokens_estimated, 0);
   options.target_error = 0.0;
   EXPECT_EQ(Attend(0, RandomQueries(1), options).stats.tokens_estimated, 0);
+}
+
+TEST_F(EngineTest, TheEstimationZoneIsChosenAmongOpenedClusters) {
+  // Values grow with the position: an answer from the oldest clusters alone would be too small.
+  Open(SmallOptions());
+  constexpr int kTokens = 4000;
+  const int64_t row = int64_t{model_.num_kv_heads} * model_.head_dim_v;
+  std::vector<float> values;
+  for (int64_t t = 0; t < kTokens; ++t) values.insert(values.end(), row, t / float{kTokens});
+  const std::vector<float> keys =
+      random_.Gaussians(int64_t{kTokens} * model_.num_kv_heads * model_.head_dim_k);
+  const int32_t cu_seqlens[] = {0, kTokens};
+  ASSERT_TRUE(engine_
+                  ->Append({{&sequence_, 1}, cu_seqlens}, 0,
+                           TensorView::Dense(keys.data(), DType::kFloat32, kTokens,
+                                             model_.num_kv_heads, model_.head_dim_k),
+                           TensorView::Dense(values.data(), DType::kFloat32, kTokens,
+                                             model_.num_kv_heads, model_.head_dim_v))
+                  .ok());
+  ASSERT_TRUE(engine_->BuildSegments(sequence_).ok());
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  const auto mean_output = [&](const AttendOptions& options) {
+    const Answer got = Attend(0, queries, options);
+    return std::accumulate(got.output.begin(), got.output.end(), 0.0) /
+           static_cast<double>(got.output.size());
+  };
+  AttendOptions options = AttendOptions::Paper();
+  options.estimation = Budget::Ratio(0.4);
+  const double flat = mean_output(options);
+  const int64_t scored = Attend(0, queries, options).stats.bytes_read;
+  options.open = Budget::Ratio(0.0);
+  EXPECT_NEAR(mean_output(options), flat, 0.03);
+  EXPECT_LT(Attend(0, queries, options).stats.bytes_read, scored);
 }
 
 TEST_F(EngineTest, OpeningFewerSuperClustersReadsFewerBytes) {

@@ -3,18 +3,45 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 
 namespace wavekv {
+namespace {
+
+// A tenant that never hits counts as one that hits this often, so that it gets a little.
+constexpr double kHitRatioMin = 0.05;
+
+// Hits among a tenant's last look-ups: beyond the window both numbers are halved.
+struct RecentLookups {
+  static constexpr uint64_t kWindow = 1 << 16;
+  // What a new tenant begins with, all of them hits: else it would give way before it can hit.
+  static constexpr uint64_t kBenefit = 1 << 12;
+
+  uint64_t hits = kBenefit;
+  uint64_t all = kBenefit;
+
+  static RecentLookups Unpack(uint64_t packed) { return {packed >> 32, packed & 0xffffffff}; }
+  uint64_t Pack() const { return hits << 32 | all; }
+  double ratio() const { return static_cast<double>(hits) / static_cast<double>(all); }
+
+  void Add(uint64_t num_hits, uint64_t num_misses) {
+    hits += num_hits;
+    all += num_hits + num_misses;
+    while (all > kWindow) {
+      hits /= 2;
+      all /= 2;
+    }
+  }
+};
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockCache>> BlockCache::Create(const Options& options) {
-  if (options.tenants_max < 1) {
-    return absl::InvalidArgumentError(
-        fmt::format("tenants_max must be at least 1, got {}", options.tenants_max));
-  }
   if (options.memory.num_slots > kPolicySlotsMax) {
     return absl::InvalidArgumentError(fmt::format("num_slots must be at most {}, got {}",
                                                   kPolicySlotsMax, options.memory.num_slots));
@@ -26,14 +53,18 @@ absl::StatusOr<std::unique_ptr<BlockCache>> BlockCache::Create(const Options& op
 BlockCache::BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory)
     : replacement_(options.replacement),
       memory_(std::move(memory)),
-      slots_(std::make_unique<Slot[]>(memory_->num_slots())),
-      tenants_(options.tenants_max),
-      cannot_pay_(options.tenants_max) {
+      pins_(std::make_unique<std::atomic<int32_t>[]>(memory_->num_slots())),
+      stamps_(std::make_unique<std::atomic<uint32_t>[]>(memory_->num_slots())),
+      owners_(std::make_unique<Owner[]>(memory_->num_slots())) {
+  free_.reserve(memory_->num_slots());
   // The lowest slots are taken first.
-  for (int64_t i = memory_->num_slots(); i > 0; --i) free_.push_back(static_cast<uint32_t>(i - 1));
+  for (int64_t i = memory_->num_slots(); i > 0; --i) {
+    pins_[i - 1].store(kClosed, std::memory_order_relaxed);
+    free_.push_back(static_cast<uint32_t>(i - 1));
+  }
 }
 
-absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& share) {
+absl::Status BlockCache::CheckShare(const CacheShare& share) const {
   if (share.floor_slots < 0 || share.ceiling_slots < 0 ||
       (share.ceiling_slots > 0 && share.ceiling_slots < share.floor_slots)) {
     return absl::InvalidArgumentError(fmt::format(
@@ -44,130 +75,185 @@ absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& sha
     return absl::InvalidArgumentError(
         fmt::format("weight must be finite and above 0, got {}", share.weight));
   }
+  return absl::OkStatus();
+}
+
+absl::Status BlockCache::CheckFloor(int64_t floor_slots, int64_t others_slots) const {
+  if (floor_slots <= memory_->num_slots() - others_slots) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      fmt::format("a floor of {} slots: {} of {} slots are reserved for others", floor_slots,
+                  others_slots, memory_->num_slots()));
+}
+
+absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& share) {
+  WAVEKV_RETURN_IF_ERROR(CheckShare(share));
   WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ReplacementPolicy> policy,
                           MakeReplacementPolicy(replacement_, memory_->num_slots()));
   std::lock_guard<std::mutex> lock(mutex_);
-  const auto place = std::find_if(tenants_.begin(), tenants_.end(),
-                                  [](const Tenant& tenant) { return !tenant.is_open; });
-  if (place == tenants_.end()) {
-    return absl::ResourceExhaustedError(
-        fmt::format("the cache takes {} tenants, and has them", tenants_.size()));
-  }
-  if (share.floor_slots > memory_->num_slots() - floors_) {
-    return absl::ResourceExhaustedError(
-        fmt::format("a floor of {} slots: {} of {} slots are reserved for others",
-                    share.floor_slots, floors_, memory_->num_slots()));
+  WAVEKV_RETURN_IF_ERROR(CheckFloor(share.floor_slots, floors_));
+  TenantId id = 0;
+  while (id < num_tenants_ && tenant(id).is_open) ++id;
+  if (id == num_tenants_) {
+    const size_t num_chunks = chunk_memory_.size();
+    const uint64_t room = ((uint64_t{1} << num_chunks) - 1) << kFirstChunkBits;
+    if (id == room) {
+      if (num_chunks == kChunks) {
+        return absl::ResourceExhaustedError(fmt::format("the cache has {} tenants", id));
+      }
+      chunk_memory_.push_back(
+          std::make_unique<Tenant[]>(uint64_t{1} << (num_chunks + kFirstChunkBits)));
+      chunks_[num_chunks].store(chunk_memory_.back().get(), std::memory_order_release);
+    }
+    ++num_tenants_;
   }
   floors_ += share.floor_slots;
-  *place = {.is_open = true, .share = share, .stats = {}, .policy = std::move(policy)};
-  return static_cast<TenantId>(place - tenants_.begin());
+  Tenant& added = tenant(id);
+  added.hits_total.store(0, std::memory_order_relaxed);
+  added.misses_total.store(0, std::memory_order_relaxed);
+  added.recent.store(RecentLookups().Pack(), std::memory_order_relaxed);
+  added.is_open = true;
+  added.share = share;
+  added.stats = {};
+  added.limit_slots = share.ceiling_slots;
+  added.policy = std::move(policy);
+  added.stuck_step.reset();
+  added.stuck_admission = 0;
+  return id;
 }
 
-void BlockCache::RemoveTenant(TenantId tenant) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  floors_ -= tenants_[tenant].share.floor_slots;
-  tenants_[tenant] = {};
-}
-
-std::optional<BlockCache::Pinned> BlockCache::Pin(const Block& block) {
-  const uint32_t slot = block.table->slot(block.number);
-  if (slot == BlockTable::kNoSlot) return std::nullopt;
-  std::atomic<int32_t>& pins = slots_[slot].pins;
-  int32_t count = pins.load(std::memory_order_relaxed);
-  do {
-    if (count == kClosed) return std::nullopt;
-  } while (!pins.compare_exchange_weak(count, count + 1, std::memory_order_acquire,
-                                       std::memory_order_relaxed));
-  // The slot may have got another block before it was pinned, never after.
-  if (block.table->slot(block.number) != slot) {
-    pins.fetch_sub(1, std::memory_order_release);
-    return std::nullopt;
-  }
-  return Pinned{block, slot};
-}
-
-void BlockCache::Release(absl::Span<const Pinned> pinned) {
-  for (const Pinned& pin : pinned) slots_[pin.slot].pins.fetch_sub(1, std::memory_order_release);
-}
-
-void BlockCache::Finish(TenantId tenant, uint64_t step, absl::Span<const Pinned> pinned,
-                        absl::Span<const Missed> missed) {
+absl::Status BlockCache::SetShare(TenantId id, const CacheShare& share) {
+  WAVEKV_RETURN_IF_ERROR(CheckShare(share));
+  Search search;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const Pinned& pin : pinned) {
-      tenants_[tenant].policy->Touch(pin.slot);
-      slots_[pin.slot].step = step;
-    }
-    tenants_[tenant].stats.hits_total += static_cast<int64_t>(pinned.size());
-    tenants_[tenant].stats.misses_total += static_cast<int64_t>(missed.size());
+    Tenant& owner = tenant(id);
+    WAVEKV_RETURN_IF_ERROR(CheckFloor(share.floor_slots, floors_ - owner.share.floor_slots));
+    floors_ += share.floor_slots - owner.share.floor_slots;
+    owner.share = share;
+    owner.limit_slots =
+        share.ceiling_slots == 0 ? 0 : std::max(share.ceiling_slots, owner.stats.slots_used);
+    search.admission = ++num_admissions_;
   }
-  Release(pinned);
-  for (size_t i = 0; i < missed.size(); ++i) {
-    const Missed& miss = missed[i];
-    uint32_t slot;
+  while (true) {
+    std::array<uint32_t, kGroup> evicted;
+    size_t count = 0;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      Tenant& owner = tenants_[tenant];
-      // Another step may have brought it.
-      if (miss.block.table->slot(miss.block.number) != BlockTable::kNoSlot) continue;
-      const std::optional<uint32_t> taken = TakeSlot(tenant, step);
-      if (!taken.has_value()) {
-        // Nor for the others: a search in vain asks every slot.
-        owner.stats.rejections_total += static_cast<int64_t>(missed.size() - i);
-        return;
+      Tenant& owner = tenant(id);
+      while (count < kGroup && owner.share.ceiling_slots > 0 &&
+             owner.stats.slots_used > owner.share.ceiling_slots) {
+        const uint32_t slot = EvictFrom(owner, search, Reason::kShare);
+        if (slot == kNoSlot) break;
+        evicted[count++] = slot;
       }
-      slot = *taken;
-      slots_[slot].tenant = tenant;
-      slots_[slot].block = miss.block;
-      slots_[slot].step = step;
-      owner.policy->Insert(slot, miss.block.table->key(miss.block.number));
-      ++owner.stats.slots_used;
-      ++owner.stats.admissions_total;
-      // Known from here on, so that nobody brings it twice; closed until its bytes are there.
-      miss.block.table->slots_[miss.block.number].store(slot, std::memory_order_release);
     }
-    std::memcpy(memory_->slot(slot), miss.data, memory_->slot_bytes());
-    slots_[slot].pins.store(0, std::memory_order_release);
+    Free({evicted.data(), count});
+    if (count < kGroup) return absl::OkStatus();
   }
 }
 
-std::optional<uint32_t> BlockCache::TakeSlot(TenantId tenant, uint64_t step) {
-  Tenant& owner = tenants_[tenant];
-  const CacheShare& share = owner.share;
-  if (share.ceiling_slots > 0 && owner.stats.slots_used >= share.ceiling_slots) {
-    const std::optional<uint32_t> slot = EvictFrom(tenant, step);
-    if (slot.has_value()) ++owner.stats.evictions_by_ceiling_total;
-    return slot;
+void BlockCache::RemoveTenant(TenantId id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Tenant& removed = tenant(id);
+  floors_ -= removed.share.floor_slots;
+  removed.is_open = false;
+  removed.share = {};
+  removed.policy.reset();
+}
+
+void BlockCache::Release(absl::Span<const uint32_t> slots) {
+  for (const uint32_t slot : slots) pins_[slot].fetch_sub(1, std::memory_order_release);
+}
+
+void BlockCache::CountLookups(TenantId id, int64_t hits, int64_t misses) {
+  Tenant& counted = tenant(id);
+  counted.hits_total.fetch_add(hits, std::memory_order_relaxed);
+  counted.misses_total.fetch_add(misses, std::memory_order_relaxed);
+  uint64_t packed = counted.recent.load(std::memory_order_relaxed);
+  RecentLookups recent;
+  do {
+    recent = RecentLookups::Unpack(packed);
+    recent.Add(hits, misses);
+  } while (!counted.recent.compare_exchange_weak(packed, recent.Pack(), std::memory_order_relaxed));
+}
+
+void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
+  Search search{.step = step, .admission = 0};
+  for (size_t begin = 0; begin < missed.size(); begin += kGroup) {
+    const absl::Span<const Missed> group = missed.subspan(begin, kGroup);
+    std::array<uint32_t, kGroup> slots;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (search.admission == 0) search.admission = ++num_admissions_;
+      for (size_t i = 0; i < group.size(); ++i) {
+        const Missed& miss = group[i];
+        slots[i] = kNoSlot;
+        // Another step may have brought it.
+        if (miss.table->slot(miss.block) != kNoSlot) continue;
+        Tenant& owner = tenant(miss.table->tenant());
+        const uint32_t slot = TakeSlot(miss.table->tenant(), search);
+        if (slot == kNoSlot) {
+          ++owner.stats.rejections_total;
+          continue;
+        }
+        slots[i] = slot;
+        owners_[slot] = {.table = miss.table, .block = miss.block, .seen_stamp = step};
+        stamps_[slot].store(step, std::memory_order_relaxed);
+        owner.policy->Insert(slot, miss.table->key(miss.block));
+        ++owner.stats.slots_used;
+        ++owner.stats.admissions_total;
+        // Known from here on, so that nobody brings it twice; closed until its bytes are there.
+        miss.table->slots_[miss.block].store(slot, std::memory_order_release);
+      }
+    }
+    for (size_t i = 0; i < group.size(); ++i) {
+      if (slots[i] == kNoSlot) continue;
+      std::memcpy(memory_->slot(slots[i]), group[i].data, memory_->slot_bytes());
+      pins_[slots[i]].fetch_sub(kClosed, std::memory_order_release);
+    }
+  }
+}
+
+uint32_t BlockCache::TakeSlot(TenantId id, const Search& search) {
+  Tenant& owner = tenant(id);
+  const int64_t ceiling = owner.share.ceiling_slots;
+  if (ceiling > 0 && owner.stats.slots_used >= ceiling) {
+    while (true) {
+      const bool is_last = owner.stats.slots_used == ceiling;
+      const uint32_t slot = EvictFrom(owner, search, is_last ? Reason::kCeiling : Reason::kShare);
+      if (is_last || slot == kNoSlot) return slot;
+      // Few, those that were pinned when the ceiling came down: so under the lock.
+      std::memset(memory_->slot(slot), 0, memory_->slot_bytes());
+      free_.push_back(slot);
+    }
   }
   if (!free_.empty()) {
     const uint32_t slot = free_.back();
     free_.pop_back();
     return slot;
   }
-  std::fill(cannot_pay_.begin(), cannot_pay_.end(), false);
-  while (const std::optional<TenantId> payer = Payer(tenant)) {
-    const std::optional<uint32_t> slot = EvictFrom(*payer, step);
-    if (slot.has_value()) {
-      ++tenants_[*payer].stats.evictions_by_pressure_total;
-      return slot;
-    }
-    cannot_pay_[*payer] = true;
+  while (const std::optional<TenantId> payer = Payer(id, search)) {
+    const uint32_t slot = EvictFrom(tenant(*payer), search, Reason::kPressure);
+    if (slot != kNoSlot) return slot;
   }
-  return std::nullopt;
+  return kNoSlot;
 }
 
-std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId tenant) const {
+std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, const Search& search) const {
   std::optional<TenantId> payer;
   double most = 0.0;
-  for (TenantId t = 0; t < tenants_.size(); ++t) {
-    const Tenant& other = tenants_[t];
-    if (!other.is_open || cannot_pay_[t] || other.stats.slots_used == 0) continue;
+  for (TenantId t = 0; t < num_tenants_; ++t) {
+    const Tenant& other = tenant(t);
+    if (!other.is_open || other.stats.slots_used == 0) continue;
     // Its own floor keeps nobody's blocks from giving way to newer ones of the same tenant; the one
     // more that it is about to hold counts.
-    const int64_t used = other.stats.slots_used + (t == tenant ? 1 : 0);
+    const int64_t used = other.stats.slots_used + (t == id ? 1 : 0);
     const auto beyond = static_cast<double>(used - other.share.floor_slots);
-    if (t != tenant && beyond <= 0.0) continue;
-    const double excess = beyond / other.share.weight;
+    if (t != id && beyond <= 0.0) continue;
+    if (other.stuck_admission == search.admission || other.stuck_step == search.step) continue;
+    const double ratio =
+        RecentLookups::Unpack(other.recent.load(std::memory_order_relaxed)).ratio();
+    const double excess = beyond / (other.share.weight * std::max(kHitRatioMin, ratio));
     if (!payer.has_value() || excess > most) {
       payer = t;
       most = excess;
@@ -176,42 +262,96 @@ std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId tenant) const {
   return payer;
 }
 
-std::optional<uint32_t> BlockCache::EvictFrom(TenantId tenant, uint64_t step) {
-  Tenant& owner = tenants_[tenant];
+uint32_t BlockCache::EvictFrom(Tenant& owner, const Search& search, Reason reason) {
+  if (owner.stuck_admission == search.admission) return kNoSlot;
+  if (search.step.has_value() && owner.stuck_step == search.step) return kNoSlot;
+  bool met_pins = false;
   const auto can_evict = [&](uint32_t slot) {
-    return slots_[slot].pins.load(std::memory_order_relaxed) == 0 && slots_[slot].step != step;
+    const bool is_pinned = pins_[slot].load(std::memory_order_acquire) != 0;
+    if (stamps_[slot].load(std::memory_order_relaxed) == search.step) return false;
+    met_pins |= is_pinned;
+    return !is_pinned;
   };
-  // A look-up may pin the victim before it is closed, which is rare; then the next one.
+  // What was used since the policy heard of it goes back. Each slot does so once, unless steps use
+  // it again in this moment; the bound ends that race.
+  int64_t passes_left = 2 * owner.stats.slots_used;
   while (const std::optional<uint32_t> victim = owner.policy->Victim(can_evict)) {
-    const Block& block = slots_[*victim].block;
+    Owner& place = owners_[*victim];
+    const uint64_t key = place.table->key(place.block);
+    const uint32_t stamp = stamps_[*victim].load(std::memory_order_relaxed);
     int32_t none = 0;
-    if (!slots_[*victim].pins.compare_exchange_strong(none, kClosed, std::memory_order_acquire)) {
-      owner.policy->Insert(*victim, block.table->key(block.number));
+    if (stamp != place.seen_stamp && passes_left > 0) {
+      --passes_left;
+      owner.policy->Insert(*victim, key);
+      owner.policy->Touch(*victim);
+      place.seen_stamp = stamp;
       continue;
     }
-    block.table->slots_[block.number].store(BlockTable::kNoSlot, std::memory_order_release);
-    --owner.stats.slots_used;
-    return victim;
+    // A look-up may pin the victim before it is closed, which is rare; then the next one.
+    if (!pins_[*victim].compare_exchange_strong(none, kClosed, std::memory_order_acquire)) {
+      owner.policy->Insert(*victim, key);
+      continue;
+    }
+    place.table->slots_[place.block].store(kNoSlot, std::memory_order_release);
+    place = {};
+    Loses(owner);
+    switch (reason) {
+      case Reason::kCeiling:
+        ++owner.stats.evictions_by_ceiling_total;
+        break;
+      case Reason::kPressure:
+        ++owner.stats.evictions_by_pressure_total;
+        break;
+      case Reason::kShare:
+        ++owner.stats.evictions_by_share_total;
+        break;
+    }
+    return *victim;
   }
-  return std::nullopt;
+  owner.stuck_admission = search.admission;
+  if (!met_pins) owner.stuck_step = search.step;
+  return kNoSlot;
 }
 
-void BlockCache::Drop(TenantId tenant, BlockTable& table) {
-  for (int64_t block = 0; block < table.num_blocks(); ++block) {
-    uint32_t slot;
+void BlockCache::Loses(Tenant& owner) {
+  --owner.stats.slots_used;
+  if (owner.share.ceiling_slots > 0) {
+    owner.limit_slots = std::max(owner.share.ceiling_slots, owner.stats.slots_used);
+  }
+}
+
+void BlockCache::Free(absl::Span<const uint32_t> slots) {
+  if (slots.empty()) return;
+  for (const uint32_t slot : slots) {
+    std::memset(memory_->slot(slot), 0, memory_->slot_bytes());
+    // A late look-up of a block that lay here before may be about to find that it does not any
+    // more. It must not find a new one halfway.
+    while (pins_[slot].load(std::memory_order_acquire) != kClosed) std::this_thread::yield();
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_.insert(free_.end(), slots.begin(), slots.end());
+}
+
+void BlockCache::Drop(BlockTable& table) {
+  for (int64_t block = 0; block < table.num_blocks();) {
+    std::array<uint32_t, kGroup> dropped;
+    size_t count = 0;
+    while (block < table.num_blocks() && table.slot(block) == kNoSlot) ++block;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      slot = table.slot(block);
-      if (slot == BlockTable::kNoSlot) continue;
-      slots_[slot].pins.store(kClosed, std::memory_order_relaxed);
-      slots_[slot].block = {};
-      table.slots_[block].store(BlockTable::kNoSlot, std::memory_order_release);
-      tenants_[tenant].policy->Remove(slot);
-      --tenants_[tenant].stats.slots_used;
+      Tenant& owner = tenant(table.tenant());
+      for (; block < table.num_blocks() && count < kGroup; ++block) {
+        const uint32_t slot = table.slot(block);
+        if (slot == kNoSlot) continue;
+        pins_[slot].fetch_add(kClosed, std::memory_order_relaxed);
+        owners_[slot] = {};
+        table.slots_[block].store(kNoSlot, std::memory_order_release);
+        owner.policy->Remove(slot);
+        Loses(owner);
+        dropped[count++] = slot;
+      }
     }
-    std::memset(memory_->slot(slot), 0, memory_->slot_bytes());
-    std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(slot);
+    Free({dropped.data(), count});
   }
 }
 
@@ -220,9 +360,24 @@ int64_t BlockCache::num_free() const {
   return static_cast<int64_t>(free_.size());
 }
 
-CacheTenantStats BlockCache::stats(TenantId tenant) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return tenants_[tenant].stats;
+int64_t BlockCache::num_pinned() const {
+  return std::count_if(
+      pins_.get(), pins_.get() + memory_->num_slots(),
+      [](const std::atomic<int32_t>& pins) { return pins.load(std::memory_order_relaxed) > 0; });
+}
+
+CacheTenantStats BlockCache::stats(TenantId id) const {
+  const Tenant& owner = tenant(id);
+  CacheTenantStats stats;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats = owner.stats;
+  }
+  stats.hits_total = owner.hits_total.load(std::memory_order_relaxed);
+  stats.misses_total = owner.misses_total.load(std::memory_order_relaxed);
+  stats.recent_hit_ratio =
+      RecentLookups::Unpack(owner.recent.load(std::memory_order_relaxed)).ratio();
+  return stats;
 }
 
 absl::Status BlockCache::Audit() const {
@@ -230,35 +385,39 @@ absl::Status BlockCache::Audit() const {
   const auto broken = [](const auto&... args) {
     return absl::FailedPreconditionError(absl::StrCat(args...));
   };
-  std::vector<int64_t> used(tenants_.size());
+  std::vector<int64_t> used(num_tenants_);
   std::vector<bool> is_free(memory_->num_slots());
   for (const uint32_t slot : free_) {
     if (is_free[slot]) return broken("slot ", slot, " is free twice");
     is_free[slot] = true;
   }
   for (int64_t i = 0; i < memory_->num_slots(); ++i) {
-    const Slot& slot = slots_[i];
-    if (slot.pins.load() > 0) return broken("slot ", i, " is pinned");
+    const int32_t pins = pins_[i].load();
     if (is_free[i]) {
-      if (slot.pins.load() != kClosed) return broken("slot ", i, " is free and open");
+      if (pins != kClosed) return broken("slot ", i, " is free and has ", pins, " pins");
       continue;
     }
-    ++used[slot.tenant];
-    if (slot.block.table->slot(slot.block.number) != static_cast<uint32_t>(i)) {
+    if (pins != 0) return broken("slot ", i, " is in use and has ", pins, " pins");
+    const Owner& owner = owners_[i];
+    ++used[owner.table->tenant()];
+    if (owner.table->slot(owner.block) != static_cast<uint32_t>(i)) {
       return broken("slot ", i, " holds a block that its table has in slot ",
-                    slot.block.table->slot(slot.block.number));
+                    owner.table->slot(owner.block));
     }
   }
-  for (size_t t = 0; t < tenants_.size(); ++t) {
-    const Tenant& tenant = tenants_[t];
-    if (used[t] != tenant.stats.slots_used) {
-      return broken("tenant ", t, " holds ", used[t], " slots and counts ",
-                    tenant.stats.slots_used);
+  int64_t floors = 0;
+  for (TenantId t = 0; t < num_tenants_; ++t) {
+    const Tenant& owner = tenant(t);
+    floors += owner.share.floor_slots;
+    if (used[t] != owner.stats.slots_used) {
+      return broken("tenant ", t, " holds ", used[t], " slots and counts ", owner.stats.slots_used);
     }
-    if (tenant.share.ceiling_slots > 0 && used[t] > tenant.share.ceiling_slots) {
-      return broken("tenant ", t, " holds ", used[t], " slots, its ceiling is ",
-                    tenant.share.ceiling_slots);
+    if (owner.limit_slots > 0 && used[t] > owner.limit_slots) {
+      return broken("tenant ", t, " holds ", used[t], " slots, its limit is ", owner.limit_slots);
     }
+  }
+  if (floors != floors_ || floors > memory_->num_slots()) {
+    return broken("floors of ", floors, " slots are counted as ", floors_);
   }
   return absl::OkStatus();
 }

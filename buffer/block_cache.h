@@ -2,7 +2,9 @@
 #ifndef WAVEKV_BUFFER_BLOCK_CACHE_H_
 #define WAVEKV_BUFFER_BLOCK_CACHE_H_
 
+#include <array>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,8 +22,9 @@
 namespace wavekv {
 
 // What a tenant may hold of the fast tier, in slots. It keeps what is within its floor whatever the
-// others do, never holds more than its ceiling, and in between gives way in proportion to
-// (slots beyond the floor) / weight.
+// others do, and never holds more than its ceiling. In between, who has most of
+//   (slots beyond the floor) / (weight * max(0.05, recent hit ratio))
+// gives way, so that slots go where they are read again, and a tenant that scans gives way first.
 struct CacheShare {
   int64_t floor_slots = 0;
   int64_t ceiling_slots = 0;  // 0: all
@@ -30,51 +33,53 @@ struct CacheShare {
 
 struct CacheTenantStats {
   int64_t slots_used = 0;
-  int64_t hits_total = 0;
+  int64_t hits_total = 0;  // these two as CountLookups was told
   int64_t misses_total = 0;
+  // Of about the last 64 thousand look-ups; a new tenant's begins at 1 and takes some thousands to
+  // tell.
+  double recent_hit_ratio = 0.0;
   int64_t admissions_total = 0;
-  int64_t rejections_total =
-      0;  // blocks that found no slot: all are pinned, used by the step itself, or others' floors
+  // Blocks that found no slot: all are pinned, used by the step itself, or others' floors.
+  int64_t rejections_total = 0;
   int64_t evictions_by_ceiling_total = 0;   // its own blocks, for its own
   int64_t evictions_by_pressure_total = 0;  // its blocks, for anybody's, as all slots were in use
+  int64_t evictions_by_share_total = 0;     // its blocks, as SetShare lowered its ceiling
 };
 
 // Blocks of sealed clusters in slots of one size. The backing tier has all of them, so that a block
 // may be dropped at any time, and is never changed.
 //
-//   Look-up, in a step:    Pin each block; attend to the pinned ones in place, read the others
-//                          into memory of the step's own.
-//   Admission, behind it:  Finish, with the blocks that were pinned and those that were read.
+//   Look-up, in a step:    Pin each block; attend to the pinned ones in place and Release them,
+//                          read the others into memory of the step's own.
+//   Admission, behind it:  Admit what was read, CountLookups.
 //
 // A step sees the same bytes whether they lie in a slot or come from the backing tier, so the cache
-// changes no result. Nothing allocates after Create and AddTenant. Look-up takes no lock.
+// changes no result. Nothing allocates after Create and AddTenant.
+//
+// A hit costs two atomic operations on its slot's counter and one store, no lock: the replacement
+// policy learns of a use when it names the slot as its victim, and then the slot stays (so LRU
+// orders slots by when that happened, like a clock; docs/wave_buffer.md, "Policies").
+//
+// Step numbers tell steps apart, no more: take them from a counter, which may wrap.
 //
 // Invariants: slots in use + free slots = slots; slots in use is the sum over the tenants; no
-// tenant is above its ceiling; none within its floor loses a slot to another; a pinned slot keeps
-// its block. Threads: safe, but for tables, whose creator says when they go.
+// tenant is above its ceiling (but see SetShare); none within its floor loses a slot to another; a
+// pinned slot keeps its block. Threads: safe, but for tables, whose creator says when they go.
 class BlockCache {
  public:
   using TenantId = uint32_t;
 
+  static constexpr uint32_t kNoSlot = BlockTable::kNoSlot;
+
   struct Options {
     SlotMemoryOptions memory;
     ReplacementKind replacement = ReplacementKind::kLru;
-    int tenants_max = 64;
   };
 
-  // A block of a table.
-  struct Block {
-    BlockTable* table = nullptr;
-    int64_t number = 0;
-  };
-  // A block that was found, held in its slot until Finish.
-  struct Pinned {
-    Block block;
-    uint32_t slot = 0;
-  };
-  // A block that was not, with its bytes from the backing tier, slot_bytes of them.
+  // A block that was not found, with its bytes from the backing tier, slot_bytes of them.
   struct Missed {
-    Block block;
+    BlockTable* table = nullptr;
+    int64_t block = 0;
     const std::byte* data = nullptr;
   };
 
@@ -82,76 +87,140 @@ class BlockCache {
   static absl::StatusOr<std::unique_ptr<BlockCache>> Create(const Options& options);
 
   // INVALID_ARGUMENT for a negative floor or weight, or a ceiling below the floor;
-  // RESOURCE_EXHAUSTED when the floors of all tenants exceed the slots, or there are tenants_max.
+  // RESOURCE_EXHAUSTED when the floors of all tenants exceed the slots.
   absl::StatusOr<TenantId> AddTenant(const CacheShare& share);
-  // REQUIRES: none of its tables has a block here.
+  // Errors as AddTenant's, which change nothing. Blocks beyond the new ceiling are evicted at once,
+  // but for those that are pinned or just being admitted; while these are more than the ceiling,
+  // nothing of the tenant is admitted, and every Admit of a block of it first evicts, down to the
+  // ceiling, what can go by then. What it holds never grows beyond max(ceiling, what it held).
+  absl::Status SetShare(TenantId tenant, const CacheShare& share);
+  // REQUIRES: none of its tables has a block here; no call names it any more.
   void RemoveTenant(TenantId tenant);
 
-  // The block's slot, pinned; nothing when it is in none. Lock-free.
-  std::optional<Pinned> Pin(const Block& block);
-  const std::byte* data(const Pinned& pinned) const { return memory_->slot(pinned.slot); }
+  // The block's slot, pinned until Release and used by `step`; kNoSlot when it is in none.
+  // Lock-free.
+  uint32_t Pin(const BlockTable& table, int64_t block, uint32_t step) {
+    const uint32_t slot = table.slot(block);
+    if (slot == kNoSlot) return kNoSlot;
+    std::atomic<int32_t>& pins = pins_[slot];
+    // The slot may have got another block before it was pinned, never after.
+    if (pins.fetch_add(1, std::memory_order_acquire) < 0 || table.slot(block) != slot) {
+      pins.fetch_sub(1, std::memory_order_release);
+      return kNoSlot;
+    }
+    stamps_[slot].store(step, std::memory_order_relaxed);
+    return slot;
+  }
+  // Lets go of slots, once for each time they were pinned.
+  void Release(absl::Span<const uint32_t> slots);
+  // The bytes of a pinned slot.
+  const std::byte* data(uint32_t slot) const { return memory_->slot(slot); }
 
-  // Ends the use of the cache in one layer of step `step`, a number that no other step has: the
-  // pinned blocks have been used, in this order, and are let go of; the missed ones are admitted,
-  // in this order, as far as slots can be had. All are the tenant's.
+  // Copies missed blocks into slots, in this order, each on its table's tenant's account, as far as
+  // slots can be had; those that lie in one by now are passed over. They are used by `step`.
   //
   // What a step has used does not give way to its own misses: steps read their layers in a circle,
   // and where one reads more than there is room for, the least recently used block is the next to
-  // be read (docs/wave_buffer.md, "Policies").
-  void Finish(TenantId tenant, uint64_t step, absl::Span<const Pinned> pinned,
-              absl::Span<const Missed> missed);
-  // Lets go of blocks without having used them: the step failed.
-  void Release(absl::Span<const Pinned> pinned);
+  // be read (docs/wave_buffer.md, "Policies"). A tenant all of whose blocks the step has used is
+  // not asked again in that step.
+  void Admit(uint32_t step, absl::Span<const Missed> missed);
+
+  // Look-ups of the tenant's blocks, for its statistics and its recent hit ratio. Lock-free.
+  void CountLookups(TenantId tenant, int64_t hits, int64_t misses);
 
   // Forgets the table's blocks and zeroes their slots. REQUIRES: no call uses the table, and none
   // of its blocks is pinned.
-  void Drop(TenantId tenant, BlockTable& table);
+  void Drop(BlockTable& table);
 
   const SlotMemory& memory() const { return *memory_; }
   int64_t num_free() const;
+  // Slots that somebody pins: a walk through all of them, while they change.
+  int64_t num_pinned() const;
   CacheTenantStats stats(TenantId tenant) const;
 
   // For tests: FAILED_PRECONDITION naming the invariant that does not hold. REQUIRES: no other
-  // call.
+  // call, nothing pinned.
   absl::Status Audit() const;
 
  private:
-  // Pins of a slot: a number of them, or that it has no block to pin.
-  static constexpr int32_t kClosed = -1;
+  // Added to the pins of a slot that has no block to pin. Look-ups that come too late add and
+  // subtract one there too, so it is a region rather than a value.
+  static constexpr int32_t kClosed = -(1 << 30);
+  static constexpr int kGroup = 32;  // slots that are filled or zeroed between two locks
 
-  struct Slot {
-    std::atomic<int32_t> pins{kClosed};
-    // Guarded by mutex_ as long as the slot has an owner that is not pinned.
-    TenantId tenant = 0;
-    Block block;
-    uint64_t step = 0;  // that used it last
+  // What lies in a slot that is in use. Guarded by mutex_.
+  struct Owner {
+    BlockTable* table = nullptr;
+    int64_t block = 0;
+    uint32_t seen_stamp = 0;  // the slot's when its policy last heard of it
   };
 
-  struct Tenant {
+  struct alignas(64) Tenant {
+    // Without the lock.
+    std::atomic<int64_t> hits_total{0};
+    std::atomic<int64_t> misses_total{0};
+    std::atomic<uint64_t> recent{0};  // RecentLookups, packed
+
+    // Guarded by mutex_.
     bool is_open = false;
     CacheShare share;
-    CacheTenantStats stats;
+    CacheTenantStats stats;   // but for what is counted above
+    int64_t limit_slots = 0;  // its ceiling, or what it holds since SetShare put that lower
     std::unique_ptr<ReplacementPolicy> policy;
+    // Where the last search of its slots was in vain.
+    std::optional<uint32_t> stuck_step;  // and will be, as the step has used them all
+    uint64_t stuck_admission = 0;        // some were pinned
+  };
+
+  enum class Reason { kCeiling, kPressure, kShare };
+
+  // For whom slots are looked for: a call of Admit or SetShare.
+  struct Search {
+    std::optional<uint32_t> step;
+    uint64_t admission = 0;
   };
 
   BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory);
 
-  // A slot for one more block of the tenant, closed and of nobody; nothing when none can be had.
-  std::optional<uint32_t> TakeSlot(TenantId tenant, uint64_t step);
-  std::optional<uint32_t> EvictFrom(TenantId tenant, uint64_t step);
-  // The tenant that gives way to `tenant` next, skipping those that cannot.
-  std::optional<TenantId> Payer(TenantId tenant) const;
+  // Tenants lie in chunks of 64, 128, 256, .. that never move, so that those who hold no lock find
+  // theirs while others are added.
+  static constexpr int kFirstChunkBits = 6;
+  static constexpr int kChunks = 32 - kFirstChunkBits;
+  Tenant& tenant(TenantId id) const {
+    const uint64_t at = uint64_t{id} + (1 << kFirstChunkBits);
+    const int chunk = std::bit_width(at) - 1 - kFirstChunkBits;
+    return chunks_[chunk].load(std::memory_order_acquire)[at - (uint64_t{1} << (chunk + 6))];
+  }
+  absl::Status CheckShare(const CacheShare& share) const;
+  absl::Status CheckFloor(int64_t floor_slots, int64_t others_slots) const;
+
+  // All with mutex_ held.
+  //
+  // A slot for one more block of the tenant, closed and of nobody; kNoSlot when none can be had.
+  uint32_t TakeSlot(TenantId id, const Search& search);
+  uint32_t EvictFrom(Tenant& owner, const Search& search, Reason reason);
+  // The tenant that gives way to `id` next, skipping those that cannot.
+  std::optional<TenantId> Payer(TenantId id, const Search& search) const;
+  void Loses(Tenant& owner);  // one slot
+
+  // Without: zeroes closed slots of nobody, and makes them free.
+  void Free(absl::Span<const uint32_t> slots);
 
   const ReplacementKind replacement_;
   const std::unique_ptr<SlotMemory> memory_;
-  const std::unique_ptr<Slot[]> slots_;
+  // Per slot. Apart from the owners, so that look-ups touch eight bytes a slot.
+  const std::unique_ptr<std::atomic<int32_t>[]> pins_;
+  const std::unique_ptr<std::atomic<uint32_t>[]> stamps_;  // the step that used it last
 
   mutable std::mutex mutex_;
-  // Guarded by mutex_.
+  // Guarded by mutex_, but for the tenants' counters.
+  const std::unique_ptr<Owner[]> owners_;
   std::vector<uint32_t> free_;  // a stack
-  std::vector<Tenant> tenants_;
-  std::vector<bool> cannot_pay_;  // as tenants_: no block of it may go, in this admission
+  std::array<std::atomic<Tenant*>, kChunks> chunks_{};
+  std::vector<std::unique_ptr<Tenant[]>> chunk_memory_;
+  TenantId num_tenants_ = 0;  // places that have been used, open or not
   int64_t floors_ = 0;
+  uint64_t num_admissions_ = 0;
 };
 
 }  // namespace wavekv

@@ -16,15 +16,18 @@ class BlockTable {
  public:
   static constexpr uint32_t kNoSlot = std::numeric_limits<uint32_t>::max();
 
-  // Block b has the key first_key + b, which no living block of another table may have.
-  BlockTable(int64_t num_blocks, uint64_t first_key)
+  // Block b has the key first_key + b, which no living block of another table may have. The blocks
+  // are cached on the account of `tenant`, a BlockCache::TenantId.
+  BlockTable(int64_t num_blocks, uint64_t first_key, uint32_t tenant)
       : num_blocks_(num_blocks),
         first_key_(first_key),
+        tenant_(tenant),
         slots_(std::make_unique<std::atomic<uint32_t>[]>(num_blocks)) {
     for (int64_t i = 0; i < num_blocks; ++i) slots_[i].store(kNoSlot, std::memory_order_relaxed);
   }
 
   int64_t num_blocks() const { return num_blocks_; }
+  uint32_t tenant() const { return tenant_; }
   uint64_t key(int64_t block) const { return first_key_ + static_cast<uint64_t>(block); }
 
   // Stale as soon as it is known, unless the slot is pinned.
@@ -35,6 +38,7 @@ class BlockTable {
 
   const int64_t num_blocks_;
   const uint64_t first_key_;
+  const uint32_t tenant_;
   const std::unique_ptr<std::atomic<uint32_t>[]> slots_;
 };
 

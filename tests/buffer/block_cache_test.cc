@@ -48,59 +48,67 @@ BlockCache::TenantId Tenant(BlockCache& cache, const CacheShare& share = {}) {
 // The steps of one thread, one after the other.
 class Step {
  public:
-  Step(BlockCache& cache, BlockCache::TenantId tenant) : cache_(cache), tenant_(tenant) {}
+  explicit Step(BlockCache& cache) : cache_(cache) {}
 
   // Pins or "reads" the blocks, and checks the bytes of those that were found.
   void Use(BlockTable& table, const std::vector<int64_t>& numbers) {
+    int64_t num_found = 0;
     for (const int64_t number : numbers) {
-      const BlockCache::Block block = {&table, number};
       const std::vector<std::byte> want = BytesOf(table.key(number));
-      if (const auto pinned = cache_.Pin(block)) {
-        ASSERT_EQ(std::memcmp(cache_.data(*pinned), want.data(), kSlotBytes), 0)
-            << "block " << number;
-        pinned_.push_back(*pinned);
+      const uint32_t slot = cache_.Pin(table, number, step_);
+      if (slot != BlockCache::kNoSlot) {
+        ASSERT_EQ(std::memcmp(cache_.data(slot), want.data(), kSlotBytes), 0) << "block " << number;
+        pinned_.push_back(slot);
+        ++num_found;
       } else {
-        missed_.push_back(block);
+        missed_.push_back({&table, number});
         read_.push_back(want);
       }
     }
+    cache_.CountLookups(table.tenant(), num_found,
+                        static_cast<int64_t>(numbers.size()) - num_found);
   }
 
   // Returns how many blocks were found. `last`: the step ends; else it goes on with another layer.
   int64_t Finish(bool last = true) {
-    std::vector<BlockCache::Missed> missed;
-    for (size_t i = 0; i < missed_.size(); ++i) missed.push_back({missed_[i], read_[i].data()});
+    for (size_t i = 0; i < missed_.size(); ++i) missed_[i].data = read_[i].data();
     const auto num_found = static_cast<int64_t>(pinned_.size());
-    cache_.Finish(tenant_, step_, pinned_, missed);
+    cache_.Release(pinned_);
+    cache_.Admit(step_, missed_);
     if (last) step_ = next_step.fetch_add(1);
-    pinned_.clear();
-    missed_.clear();
-    read_.clear();
+    Forget();
     return num_found;
   }
 
   void Release() {
     cache_.Release(pinned_);
+    Forget();
+  }
+
+  const std::vector<uint32_t>& pinned() const { return pinned_; }
+  uint32_t number() const { return step_; }
+
+ private:
+  void Forget() {
     pinned_.clear();
     missed_.clear();
     read_.clear();
   }
 
- private:
   BlockCache& cache_;
-  const BlockCache::TenantId tenant_;
-  inline static std::atomic<uint64_t> next_step{1};
-  uint64_t step_ = next_step.fetch_add(1);
-  std::vector<BlockCache::Pinned> pinned_;
-  std::vector<BlockCache::Block> missed_;
+  // They wrap in the middle of the tests.
+  inline static std::atomic<uint32_t> next_step{0xfffffe00};
+  uint32_t step_ = next_step.fetch_add(1);
+  std::vector<uint32_t> pinned_;
+  std::vector<BlockCache::Missed> missed_;
   std::vector<std::vector<std::byte>> read_;
 };
 
 TEST(BlockCacheTest, WhatWasReadIsFoundUntilItGivesWay) {
   const auto cache = Cache(3);
   const auto tenant = Tenant(*cache);
-  BlockTable table(10, 100);
-  Step step(*cache, tenant);
+  BlockTable table(10, 100, tenant);
+  Step step(*cache);
   const auto use = [&](const std::vector<int64_t>& numbers) {
     step.Use(table, numbers);
     return step.Finish();
@@ -112,7 +120,7 @@ TEST(BlockCacheTest, WhatWasReadIsFoundUntilItGivesWay) {
   EXPECT_EQ(use({0}), 0);
   EXPECT_EQ(cache->num_free(), 0);
   EXPECT_EQ(cache->stats(tenant).evictions_by_pressure_total, 2);
-  cache->Drop(tenant, table);
+  cache->Drop(table);
   EXPECT_EQ(cache->num_free(), 3);
   EXPECT_TRUE(cache->Audit().ok()) << cache->Audit();
   for (uint32_t slot = 0; slot < 3; ++slot) {
@@ -126,8 +134,8 @@ TEST(BlockCacheTest, WhatWasReadIsFoundUntilItGivesWay) {
 TEST(BlockCacheTest, WhatAStepHasUsedDoesNotGiveWayToItsOwnMisses) {
   const auto cache = Cache(4);
   const auto tenant = Tenant(*cache);
-  BlockTable table(10, 0);
-  Step step(*cache, tenant);
+  BlockTable table(10, 0, tenant);
+  Step step(*cache);
   const auto circle = [&] {  // three layers of two blocks
     int64_t found = 0;
     for (const int64_t layer : {0, 1, 2}) {
@@ -142,14 +150,14 @@ TEST(BlockCacheTest, WhatAStepHasUsedDoesNotGiveWayToItsOwnMisses) {
   step.Finish();
   EXPECT_EQ(circle(), 0) << "another step's misses do push out";
   EXPECT_EQ(circle(), 4);
-  cache->Drop(tenant, table);
+  cache->Drop(table);
 }
 
 TEST(BlockCacheTest, PinnedBlocksStayAndOthersDoWithout) {
   const auto cache = Cache(2);
   const auto tenant = Tenant(*cache);
-  BlockTable table(10, 0);
-  Step first(*cache, tenant), second(*cache, tenant);
+  BlockTable table(10, 0, tenant);
+  Step first(*cache), second(*cache);
   first.Use(table, {0, 1});
   first.Finish();
   first.Use(table, {0, 1});  // pinned
@@ -163,7 +171,7 @@ TEST(BlockCacheTest, PinnedBlocksStayAndOthersDoWithout) {
   second.Finish();
   second.Use(table, {2});
   EXPECT_EQ(second.Finish(), 1);
-  cache->Drop(tenant, table);
+  cache->Drop(table);
   EXPECT_TRUE(cache->Audit().ok()) << cache->Audit();
 }
 
@@ -172,8 +180,8 @@ TEST(BlockCacheTest, FloorsAndCeilingsHold) {
   const auto quiet = Tenant(*cache, {.floor_slots = 3});
   const auto bound = Tenant(*cache, {.ceiling_slots = 2});
   const auto loud = Tenant(*cache);
-  BlockTable of_quiet(100, 0), of_bound(100, 1000), of_loud(1000, 2000);
-  Step quiet_step(*cache, quiet), bound_step(*cache, bound), loud_step(*cache, loud);
+  BlockTable of_quiet(100, 0, quiet), of_bound(100, 1000, bound), of_loud(1000, 2000, loud);
+  Step quiet_step(*cache), bound_step(*cache), loud_step(*cache);
   quiet_step.Use(of_quiet, {0, 1, 2, 3, 4});
   quiet_step.Finish();
   bound_step.Use(of_bound, {0, 1, 2, 3, 4});
@@ -198,9 +206,9 @@ TEST(BlockCacheTest, FloorsAndCeilingsHold) {
   EXPECT_EQ(cache->AddTenant({.floor_slots = 3, .ceiling_slots = 2}).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(cache->AddTenant({.weight = 0.0}).status().code(), absl::StatusCode::kInvalidArgument);
-  cache->Drop(quiet, of_quiet);
-  cache->Drop(bound, of_bound);
-  cache->Drop(loud, of_loud);
+  cache->Drop(of_quiet);
+  cache->Drop(of_bound);
+  cache->Drop(of_loud);
   EXPECT_TRUE(cache->Audit().ok()) << cache->Audit();
 }
 
@@ -208,8 +216,8 @@ TEST(BlockCacheTest, SharesFollowWeights) {
   const auto cache = Cache(90);
   const auto light = Tenant(*cache, {.weight = 1.0});
   const auto heavy = Tenant(*cache, {.weight = 2.0});
-  BlockTable of_light(5000, 0), of_heavy(5000, 10000);
-  Step light_step(*cache, light), heavy_step(*cache, heavy);
+  BlockTable of_light(5000, 0, light), of_heavy(5000, 10000, heavy);
+  Step light_step(*cache), heavy_step(*cache);
   for (int64_t i = 0; i < 5000; ++i) {  // both want all there is
     light_step.Use(of_light, {i});
     light_step.Finish();
@@ -218,20 +226,25 @@ TEST(BlockCacheTest, SharesFollowWeights) {
   }
   EXPECT_NEAR(cache->stats(light).slots_used, 30, 1);
   EXPECT_NEAR(cache->stats(heavy).slots_used, 60, 1);
-  cache->Drop(light, of_light);
-  cache->Drop(heavy, of_heavy);
+  cache->Drop(of_light);
+  cache->Drop(of_heavy);
 }
 
 // One tenant with LRU against a list.
-TEST(BlockCacheTest, RandomStepsOfOneTenantEqualAListOfTheNewest) {
+TEST(BlockCacheTest, RandomStepsOfOneTenantEqualAClock) {
   Random random(1);
   WAVEKV_TRACE_SEED(random);
-  constexpr int64_t kSlots = 37;
+  constexpr size_t kSlots = 37;
   const auto cache = Cache(kSlots);
   const auto tenant = Tenant(*cache);
-  BlockTable table(120, 7);
-  Step step(*cache, tenant);
-  std::list<int64_t> newest;  // last
+  BlockTable table(120, 7, tenant);
+  Step step(*cache);
+  struct Entry {
+    int64_t number;
+    int used;  // in round
+    int seen;
+  };
+  std::list<Entry> clock;  // the first goes first
   for (int round = 0; round < 20000; ++round) {
     std::vector<int64_t> numbers;
     for (int64_t n = random.Integer(0, 12); n > 0; --n) {
@@ -243,23 +256,32 @@ TEST(BlockCacheTest, RandomStepsOfOneTenantEqualAListOfTheNewest) {
     int64_t want = 0;
     std::vector<int64_t> misses;
     for (const int64_t number : numbers) {
-      const auto at = std::find(newest.begin(), newest.end(), number);
-      if (at == newest.end()) {
+      const auto at = std::find_if(clock.begin(), clock.end(),
+                                   [&](const Entry& entry) { return entry.number == number; });
+      if (at == clock.end()) {
         misses.push_back(number);
       } else {
-        newest.splice(newest.end(), newest, at);
+        at->used = round;
         ++want;
       }
     }
     for (const int64_t number : misses) {
-      newest.push_back(number);
-      if (newest.size() > kSlots) newest.pop_front();
+      while (clock.size() == kSlots) {
+        Entry& first = clock.front();
+        if (first.used != round && first.used == first.seen) {
+          clock.pop_front();
+          break;
+        }
+        if (first.used != round) first.seen = first.used;
+        clock.splice(clock.end(), clock, clock.begin());
+      }
+      clock.push_back({number, round, round});
     }
     step.Use(table, numbers);
     ASSERT_EQ(step.Finish(), want) << "round " << round;
     if (random.Integer(0, 499) == 0) {
-      cache->Drop(tenant, table);
-      newest.clear();
+      cache->Drop(table);
+      clock.clear();
     }
   }
   EXPECT_TRUE(cache->Audit().ok()) << cache->Audit();
@@ -301,7 +323,7 @@ TEST_P(BlockCacheWorldTest, RandomOperationsKeepTheInvariants) {
         continue;
       }
       world.id = *id;
-      world.table = std::make_unique<BlockTable>(300, next_key);
+      world.table = std::make_unique<BlockTable>(300, next_key, world.id);
       next_key += 300;
       tenants.push_back(std::move(world));
       continue;
@@ -310,7 +332,7 @@ TEST_P(BlockCacheWorldTest, RandomOperationsKeepTheInvariants) {
     World& world = tenants[at];
     if (dice <= 2) {
       if (world.open != nullptr) world.open->Release();
-      cache->Drop(world.id, *world.table);
+      cache->Drop(*world.table);
       if (dice == 1) {
         cache->RemoveTenant(world.id);
         tenants.erase(tenants.begin() + static_cast<int64_t>(at));
@@ -321,7 +343,7 @@ TEST_P(BlockCacheWorldTest, RandomOperationsKeepTheInvariants) {
     }
     std::vector<int64_t> before;
     for (const World& other : tenants) before.push_back(cache->stats(other.id).slots_used);
-    if (world.open == nullptr) world.open = std::make_unique<Step>(*cache, world.id);
+    if (world.open == nullptr) world.open = std::make_unique<Step>(*cache);
     std::vector<int64_t> numbers;
     for (int64_t n = random.Integer(0, 10); n > 0; --n) numbers.push_back(random.Integer(0, 299));
     std::sort(numbers.begin(), numbers.end());
@@ -366,13 +388,13 @@ TEST_P(BlockCacheWorldTest, ThreadsSeeTheBytesOfTheBlocksTheyAskFor) {
   std::vector<std::unique_ptr<BlockTable>> tables;
   for (int t = 0; t < 4; ++t) {  // four threads share a tenant and its table
     ids.push_back(Tenant(*cache, {.floor_slots = 4}));
-    tables.push_back(std::make_unique<BlockTable>(200, t * 200));
+    tables.push_back(std::make_unique<BlockTable>(200, t * 200, ids.back()));
   }
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       Random random(100 + t);
-      Step step(*cache, ids[t % 4]);
+      Step step(*cache);
       for (int round = 0; round < 1500; ++round) {
         std::vector<int64_t> numbers;
         for (int64_t n = random.Integer(1, 6); n > 0; --n) {
@@ -388,7 +410,7 @@ TEST_P(BlockCacheWorldTest, ThreadsSeeTheBytesOfTheBlocksTheyAskFor) {
   EXPECT_TRUE(cache->Audit().ok()) << cache->Audit();
   for (int t = 0; t < 4; ++t) {
     EXPECT_GT(cache->stats(ids[t]).hits_total, 0);
-    cache->Drop(ids[t], *tables[t]);
+    cache->Drop(*tables[t]);
   }
   EXPECT_EQ(cache->num_free(), 64);
 }

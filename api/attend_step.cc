@@ -1,9 +1,12 @@
 #include "api/attend_step.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
+#include <utility>
 
+#include "absl/time/time.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 
@@ -17,10 +20,17 @@ constexpr int64_t kQueryBlock = 256;
 // batch.
 constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
 
+BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
+  return wait == absl::InfiniteDuration()
+             ? BlockReader::TimePoint::max()
+             : std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(wait);
+}
+
 }  // namespace
 
 AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-                       AttendWorkspace& workspace, StepObserver& observer, int layer)
+                       AttendWorkspace& workspace, StepObserver& observer, int layer,
+                       BlockFetch* fetch)
     : model_(model),
       options_(options),
       backend_(backend),
@@ -28,7 +38,9 @@ AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Bac
       observer_(observer),
       layer_(layer),
       group_(model.gqa_group_size()),
-      kv_bytes_(model.key_row_bytes() + model.value_row_bytes()) {
+      kv_bytes_(model.key_row_bytes() + model.value_row_bytes()),
+      deadline_(DeadlineAfter(options.miss_deadline)) {
+  ws_.rows.Begin(fetch);
   for (const SequenceView& view : ws_.views) num_rows_ += view.num_rows;
 }
 
@@ -125,10 +137,9 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
   const bool masked = view.causal && (num_rows > 1 || last_end < view.contents.length);
   const int64_t block_rows = std::max<int64_t>(1, kQueryBlock / group_);
   for (int head = 0; head < model_.num_kv_heads; ++head) {
-    const size_t first_range = ws_.ranges.size();
-    const size_t first_piece = ws_.pieces.size();
-    AppendRanges(view, head, last_end, /*leave_out_zones=*/false, ws_.ranges);
-    SplitRanges(ws_.ranges, first_range, ws_.pieces);
+    ws_.rows.BeginGroup(kExactPieceTokens);
+    AddRows(view, head, last_end, /*leave_out_zones=*/false, ws_.rows);
+    const size_t first_piece = ws_.rows.EndGroup().first_piece;
     for (int64_t row = first_row; row < first_row + num_rows; row += block_rows) {
       const int64_t rows = std::min(block_rows, first_row + num_rows - row);
       const int64_t block_end = view.VisibleEnd(row + rows - 1);
@@ -137,8 +148,8 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
       part.num_queries = static_cast<int>(rows * group_);
       if (masked) part.first_visible_end = first_visible_end + (row - first_row) * group_;
       const size_t first_part = ws_.exact_parts.size();
-      for (part.piece = first_piece; part.piece < ws_.pieces.size(); ++part.piece) {
-        const bool sees_none = ws_.pieces[part.piece].position_begin >= block_end;
+      for (part.piece = first_piece; part.piece < ws_.rows.num_pieces(); ++part.piece) {
+        const bool sees_none = ws_.rows.piece(part.piece).position_begin >= block_end;
         if (sees_none && part.piece > first_piece) continue;
         ws_.exact_parts.push_back(part);
       }
@@ -153,36 +164,16 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
 
 absl::Status AttendStep::FlushExact() {
   if (ws_.exact_parts.empty()) return absl::OkStatus();
-  ws_.partial_outputs.resize(ws_.partial_lses.size() * model_.head_dim_v);
-  ws_.attend_tasks.clear();
+  WAVEKV_RETURN_IF_ERROR(AttendParts());
+
+  const PhaseSpan span = Span(Phase::kMerge);
   ws_.states.clear();
   ws_.merge_tasks.clear();
   for (const ExactPart& part : ws_.exact_parts) {
-    const RangePiece& piece = ws_.pieces[part.piece];
-    const bool only = part.first_partial < 0;
-    float* outputs = only ? ws_.outputs.data() + part.first_state * model_.head_dim_v
-                          : ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v;
-    float* lses =
-        only ? ws_.lses.data() + part.first_state : ws_.partial_lses.data() + part.first_partial;
-    AttendRowsTask task;
-    task.queries = ws_.queries.data() + part.first_state * model_.head_dim_k;
-    task.num_queries = part.num_queries;
-    if (part.first_visible_end >= 0) {
-      task.visible_end = ws_.visible_ends.data() + part.first_visible_end;
-    }
-    task.shape = {model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
-    task.ranges = absl::MakeConstSpan(ws_.ranges).subspan(piece.first, piece.count);
-    task.output = outputs;
-    task.lse = lses;
-    ws_.attend_tasks.push_back(task);
-    if (!only) ws_.states.push_back({outputs, lses});
+    if (part.first_partial < 0) continue;
+    ws_.states.push_back({ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v,
+                          ws_.partial_lses.data() + part.first_partial});
   }
-  {
-    const PhaseSpan span = Span(Phase::kRead);
-    WAVEKV_RETURN_IF_ERROR(backend_.AttendRows(ws_.attend_tasks));
-  }
-
-  const PhaseSpan span = Span(Phase::kMerge);
   size_t next_state = 0;
   for (size_t first = 0; first < ws_.exact_parts.size();) {
     const ExactPart& part = ws_.exact_parts[first];
@@ -205,10 +196,99 @@ absl::Status AttendStep::FlushExact() {
   return absl::OkStatus();
 }
 
+absl::Status AttendStep::AttendParts() {
+  ws_.partial_outputs.resize(ws_.partial_lses.size() * model_.head_dim_v);
+  ws_.first_parts.assign(ws_.rows.num_pieces(), -1);
+  ws_.pieces_to_come.clear();
+  for (size_t i = ws_.exact_parts.size(); i > 0; --i) {
+    ExactPart& part = ws_.exact_parts[i - 1];
+    part.next = std::exchange(ws_.first_parts[part.piece], static_cast<int64_t>(i - 1));
+    if (part.next < 0) ws_.pieces_to_come.push_back(part.piece);
+  }
+  // Rows are requested in this order, and there is room for a piece at least: the first one that
+  // is not here always comes.
+  std::sort(ws_.pieces_to_come.begin(), ws_.pieces_to_come.end());
+  while (!ws_.pieces_to_come.empty()) {
+    if (ws_.rows.has_missing()) ws_.rows.Request();
+    const auto here = std::stable_partition(ws_.pieces_to_come.begin(), ws_.pieces_to_come.end(),
+                                            [&](size_t piece) { return !ws_.rows.is_here(piece); });
+    ws_.pieces_in_work.assign(here, ws_.pieces_to_come.end());
+    ws_.pieces_to_come.erase(here, ws_.pieces_to_come.end());
+    if (ws_.pieces_in_work.empty()) {
+      WAVEKV_RETURN_IF_ERROR(AwaitRows());
+    } else {
+      WAVEKV_RETURN_IF_ERROR(AttendPiecesInWork());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttendStep::AttendPiecesInWork() {
+  const PhaseSpan span = Span(Phase::kRead);
+  ws_.attend_tasks.clear();
+  for (const size_t piece : ws_.pieces_in_work) {
+    for (int64_t i = ws_.first_parts[piece]; i >= 0; i = ws_.exact_parts[i].next) {
+      const ExactPart& part = ws_.exact_parts[i];
+      const bool only = part.first_partial < 0;
+      AttendRowsTask task;
+      task.queries = ws_.queries.data() + part.first_state * model_.head_dim_k;
+      task.num_queries = part.num_queries;
+      if (part.first_visible_end >= 0) {
+        task.visible_end = ws_.visible_ends.data() + part.first_visible_end;
+      }
+      task.shape = {model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
+      task.ranges = ws_.rows.ranges(piece);
+      task.output = only ? ws_.outputs.data() + part.first_state * model_.head_dim_v
+                         : ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v;
+      task.lse =
+          only ? ws_.lses.data() + part.first_state : ws_.partial_lses.data() + part.first_partial;
+      ws_.attend_tasks.push_back(task);
+    }
+  }
+  WAVEKV_RETURN_IF_ERROR(backend_.AttendRows(ws_.attend_tasks));
+  for (const size_t piece : ws_.pieces_in_work) ws_.rows.Release(piece);
+  return absl::OkStatus();
+}
+
+// With a miss_deadline, rows that cannot be had are answered as if they had not been chosen.
+absl::Status AttendStep::AwaitRows() {
+  const PhaseSpan span = Span(Phase::kFetch);
+  const bool in_time = ws_.rows.Wait(deadline_);
+  if (in_time && ws_.rows.failure().ok()) return absl::OkStatus();
+  if (options_.miss_deadline == absl::InfiniteDuration()) return ws_.rows.failure();
+  for (const size_t piece : ws_.pieces_to_come) {
+    if (ws_.exact_parts[ws_.first_parts[piece]].unit >= 0) {
+      GiveUp(piece, /*failed_only=*/in_time);
+    } else if (!ws_.rows.failure().ok()) {
+      return ws_.rows.failure();
+    } else if (!ws_.rows.is_here(piece)) {
+      return absl::DeadlineExceededError(fmt::format(
+          "miss_deadline: rows that are to be attended exactly had not come after {}",
+          absl::FormatDuration(options_.miss_deadline)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void AttendStep::GiveUp(size_t piece, bool failed_only) {
+  ZoneUnit& unit = ws_.units[ws_.exact_parts[ws_.first_parts[piece]].unit];
+  ws_.late.clear();
+  ws_.rows.GiveUp(piece, failed_only, &ws_.late);
+  for (const StepRows::Late& late : ws_.late) {
+    if (options_.zones == Zones::kSketch) {
+      std::fill_n(ws_.chosen.data() + late.item + late.first, late.num_tokens, uint8_t{0});
+      unit.num_chosen -= late.num_tokens;
+      unit.num_degraded += late.num_tokens;
+    } else {
+      ws_.clusters.zones[late.item] = Zone::kEstimation;
+      unit.num_degraded += ws_.clusters.sizes[late.item];
+    }
+  }
+}
+
 void AttendStep::ClearExact() {
   ws_.exact_parts.clear();
-  ws_.ranges.clear();
-  ws_.pieces.clear();
+  ws_.rows.Clear();
   ws_.visible_ends.clear();
   ws_.partial_lses.clear();
 }

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "api/step_observer.h"
+#include "api/step_rows.h"
 #include "api/step_view.h"
 #include "compute/backend.h"
 #include "wavekv/engine.h"  // RetrievedTokens
@@ -19,13 +20,6 @@
 
 namespace wavekv {
 
-// Pieces of ranges that are attended, each to a partial state of G heads.
-struct PieceGroup {
-  size_t first_piece = 0;
-  size_t num_pieces = 0;
-  int64_t first_part = 0;
-};
-
 // The G query heads of one kv head for one row that is answered by zones: what is ranked, read and
 // merged on its own. Offsets point into the workspace, which may move while it grows.
 struct ZoneUnit {
@@ -35,7 +29,7 @@ struct ZoneUnit {
   int64_t visible_end = 0;
   int64_t first_state = 0;  // in queries and outputs, in units of one head's vector
 
-  int64_t first_index = 0;  // of its ClusterIndex pointers
+  int64_t first_index = 0;  // of its indexes
   int64_t num_indexes = 0;
   int64_t first_super = 0;  // in the workspace's levels: one element each, G in masses and scores
   int64_t num_supers = 0;
@@ -47,6 +41,7 @@ struct ZoneUnit {
   int64_t first_sketch_token = 0;  // in chosen, probabilities; times G in logits and scores
   int64_t num_sketch_tokens = 0;
   int64_t num_chosen = 0;
+  int64_t num_degraded = 0;  // tokens that were to be read, but came too late
 
   PieceGroup steady;           // the steady zone, where it is read before zones are known
   PieceGroup read;             // all else that is attended
@@ -70,15 +65,19 @@ struct SketchPart {
   int64_t first_cluster = 0;  // in sketch_clusters
   int64_t num_clusters = 0;
   int64_t first_token = 0;  // among the unit's
+  size_t first_value = 0;   // of its chosen tokens in rows.value_rows()
+  size_t num_values = 0;
 };
 
-// Some queries of one kv head over one piece of its ranges.
+// Some queries of one kv head over one piece of its rows.
 struct ExactPart {
   int64_t first_state = 0;  // of the queries
   int num_queries = 0;
   int64_t first_visible_end = -1;  // in visible_ends; -1: all tokens are visible
   size_t piece = 0;
   int64_t first_partial = -1;  // in partial_lses; -1: the only part, straight to the outputs
+  int64_t unit = -1;           // of a row that is answered by zones
+  int64_t next = -1;           // part of the same piece
 };
 
 // Buffers of a step, grown to the largest layer seen and reused. The views are not: each call pins
@@ -96,8 +95,11 @@ struct AttendWorkspace {
 
   // Exact attention.
   std::vector<ExactPart> exact_parts;
-  std::vector<KvRange> ranges;
-  std::vector<RangePiece> pieces;
+  StepRows rows;
+  std::vector<int64_t> first_parts;    // of each piece, -1: none
+  std::vector<size_t> pieces_to_come;  // that are to be attended
+  std::vector<size_t> pieces_in_work;
+  std::vector<StepRows::Late> late;
   std::vector<int64_t> visible_ends;
   std::vector<float> partial_outputs;
   std::vector<float> partial_lses;
@@ -105,6 +107,7 @@ struct AttendWorkspace {
   // Zones.
   std::vector<ZoneUnit> units;
   std::vector<const ClusterIndex*> indexes;
+  std::vector<const SealedHead*> heads;  // of the indexes
   RankedLevel supers;
   RankedLevel clusters;
   std::vector<SketchPart> sketch_parts;   // as indexes
@@ -156,8 +159,9 @@ struct AttendWorkspace {
 // rest, merge. Threads: one Run at a time per workspace.
 class AttendStep {
  public:
+  // `fetch`: reads the tiers of sealed rows, where there are any.
   AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-             AttendWorkspace& workspace, StepObserver& observer, int layer);
+             AttendWorkspace& workspace, StepObserver& observer, int layer, BlockFetch* fetch);
 
   // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
   absl::Status LoadQueries(const TensorView& queries);
@@ -211,11 +215,17 @@ class AttendStep {
   bool OpensAll() const { return options_.open.is_ratio() && options_.open.ratio() >= 1.0; }
   bool HasTarget() const { return options_.target_error > 0.0; }
   int64_t AddParts(int64_t num_parts);
+  void CompactValues(const ZoneUnit& unit);
   void AddSteadyRanges(const ZoneUnit& unit);
   void AddRetrievedRanges(const ZoneUnit& unit);
   void AddChosenRanges(const ZoneUnit& unit);
-  void SplitPieces(size_t first_range, PieceGroup& group);
+  void EndGroup(PieceGroup& group);
   absl::Status AttendPieces(PieceGroup ZoneUnit::*group);
+  // Attends what exact_parts list, in rounds: what is here, then what has come meanwhile.
+  absl::Status AttendParts();
+  absl::Status AttendPiecesInWork();
+  absl::Status AwaitRows();
+  void GiveUp(size_t piece, bool failed_only);
   absl::Status EstimateUnits(bool coarse);
   void AddStates(const PieceGroup& group);
   absl::Status MergeUnits();
@@ -234,6 +244,7 @@ class AttendStep {
   const int layer_;
   const int group_;
   const int64_t kv_bytes_;  // K and V of one token and kv head
+  const BlockReader::TimePoint deadline_;
   int64_t num_rows_ = 0;    // of the batch
 };
 

@@ -22,7 +22,9 @@ void AttendStep::AddUnits(const SequenceView& view, int64_t row) {
     unit.first_cluster = ws_.clusters.size();
     for (size_t i = 0; i < view.pins.size(); ++i) {
       if (!view.AnswersByZones(i, visible_end)) continue;
-      const ClusterIndex& index = view.pins[i].sealed->heads[head].index;
+      const SealedHead& sealed = view.pins[i].sealed->heads[head];
+      const ClusterIndex& index = sealed.index;
+      ws_.heads.push_back(&sealed);
       ws_.indexes.push_back(&index);
       unit.sealed_tokens += index.num_tokens;
       for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
@@ -51,12 +53,15 @@ absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/false));
 
   for (ZoneUnit& unit : ws_.units) {
-    const size_t first_range = ws_.ranges.size();
+    ws_.rows.BeginGroup(kZonePieceTokens);
     AddRetrievedRanges(unit);
     if (!HasTarget()) AddSteadyRanges(unit);
-    SplitPieces(first_range, unit.read);
+    EndGroup(unit.read);
   }
   WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::read));
+  for (const ZoneUnit& unit : ws_.units) {
+    if (unit.num_degraded > 0) CompactValues(unit);
+  }
   WAVEKV_RETURN_IF_ERROR(EstimateUnits(/*coarse=*/false));
   WAVEKV_RETURN_IF_ERROR(MergeUnits());
   for (const ZoneUnit& unit : ws_.units) AccountUnit(unit, stats);
@@ -64,8 +69,17 @@ absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   return absl::OkStatus();
 }
 
+// Without those of tokens that came too late.
+void AttendStep::CompactValues(const ZoneUnit& unit) {
+  if (options_.zones != Zones::kSketch) return;
+  for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
+    const SketchPart& part = ws_.sketch_parts[i];
+    ws_.rows.CompactValues(part.first_value, static_cast<int64_t>(part.num_values));
+  }
+}
+
 void AttendStep::AddSteadyRanges(const ZoneUnit& unit) {
-  AppendRanges(*unit.view, unit.kv_head, unit.visible_end, /*leave_out_zones=*/true, ws_.ranges);
+  AddRows(*unit.view, unit.kv_head, unit.visible_end, /*leave_out_zones=*/true, ws_.rows);
 }
 
 // Read in the order of memory, not of rank: neighbours share pages, and the reduction order is
@@ -76,71 +90,67 @@ void AttendStep::AddRetrievedRanges(const ZoneUnit& unit) {
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
     const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
     for (int64_t c = 0; c < index.num_clusters; ++c, ++cluster) {
-      if (ws_.clusters.zones[cluster] == Zone::kRetrieval) {
-        ws_.ranges.push_back(index.cluster_range(c));
-      }
+      if (ws_.clusters.zones[cluster] != Zone::kRetrieval) continue;
+      const SealedHead* head = ws_.heads[unit.first_index + i];
+      ws_.rows.Add({head, c, 0, index.cluster_size(c), /*item=*/cluster});
     }
   }
 }
 
-void AttendStep::SplitPieces(size_t first_range, PieceGroup& group) {
-  group.first_piece = ws_.pieces.size();
-  SplitRanges(ws_.ranges, first_range, ws_.pieces);
-  group.num_pieces = ws_.pieces.size() - group.first_piece;
+void AttendStep::EndGroup(PieceGroup& group) {
+  group = ws_.rows.EndGroup();
   group.first_part = AddParts(static_cast<int64_t>(group.num_pieces));
 }
 
 void AttendStep::AddChosenRanges(const ZoneUnit& unit) {
-  const uint8_t* chosen = ws_.chosen.data() + unit.first_sketch_token;
+  int64_t item = unit.first_sketch_token;
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
     const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
-    const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+    SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+    part.first_value = ws_.rows.num_values();
     for (int64_t c = 0; c < part.num_clusters; ++c) {
-      const KvRange cluster = index.cluster_range(ws_.sketch_clusters[part.first_cluster + c]);
+      const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
+      const int64_t size = index.cluster_size(cluster);
+      const uint8_t* chosen = ws_.chosen.data() + item;
       // Runs of chosen tokens, which lie side by side.
-      for (int64_t begin = 0; begin < cluster.num_tokens;) {
+      for (int64_t begin = 0; begin < size;) {
         int64_t end = begin;
-        while (end < cluster.num_tokens && chosen[end] != 0) ++end;
+        while (end < size && chosen[end] != 0) ++end;
         if (end > begin) {
-          ws_.ranges.push_back({cluster.keys + begin * index.key_row_bytes(),
-                                cluster.values + begin * index.value_row_bytes(), end - begin,
-                                cluster.position_begin, cluster.positions + begin});
+          ws_.rows.AddWithValues(
+              {ws_.heads[unit.first_index + i], cluster, begin, end - begin, item + begin});
         }
         begin = end + 1;
       }
-      chosen += cluster.num_tokens;
+      item += size;
     }
+    part.num_values = ws_.rows.num_values() - part.first_value;
   }
 }
 
 absl::Status AttendStep::AttendPieces(PieceGroup ZoneUnit::*group) {
-  const PhaseSpan span = Span(Phase::kRead);
-  ws_.partial_outputs.resize(ws_.partial_lses.size() * model_.head_dim_v);
   ws_.visible_ends.clear();
-  for (const ZoneUnit& unit : ws_.units) {
-    ws_.visible_ends.insert(ws_.visible_ends.end(), group_, unit.visible_end);
-  }
-  ws_.attend_tasks.clear();
+  ws_.exact_parts.clear();
   for (size_t u = 0; u < ws_.units.size(); ++u) {
     const ZoneUnit& unit = ws_.units[u];
+    ws_.visible_ends.insert(ws_.visible_ends.end(), group_, unit.visible_end);
+    ExactPart part;
+    part.first_state = unit.first_state;
+    part.num_queries = group_;
+    // Only a row before the newest can meet a range that it does not see to the end.
+    if (unit.visible_end < unit.view->contents.length) {
+      part.first_visible_end = static_cast<int64_t>(u) * group_;
+    }
+    part.unit = static_cast<int64_t>(u);
     for (size_t i = 0; i < (unit.*group).num_pieces; ++i) {
-      const RangePiece& piece = ws_.pieces[(unit.*group).first_piece + i];
-      const int64_t part = ((unit.*group).first_part + static_cast<int64_t>(i)) * group_;
-      AttendRowsTask task;
-      task.queries = ws_.queries.data() + unit.first_state * model_.head_dim_k;
-      task.num_queries = group_;
-      // Only a row before the newest can meet a range that it does not see to the end.
-      if (unit.visible_end < unit.view->contents.length) {
-        task.visible_end = ws_.visible_ends.data() + u * group_;
-      }
-      task.shape = {model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
-      task.ranges = absl::MakeConstSpan(ws_.ranges).subspan(piece.first, piece.count);
-      task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
-      task.lse = ws_.partial_lses.data() + part;
-      ws_.attend_tasks.push_back(task);
+      part.piece = (unit.*group).first_piece + i;
+      part.first_partial = ((unit.*group).first_part + static_cast<int64_t>(i)) * group_;
+      ws_.exact_parts.push_back(part);
     }
   }
-  return backend_.AttendRows(ws_.attend_tasks);
+  WAVEKV_RETURN_IF_ERROR(AttendParts());
+  ws_.exact_parts.clear();
+  return absl::OkStatus();
 }
 
 // `coarse`: all from the log-masses and the value means of super-clusters, before zones are known.
@@ -170,6 +180,8 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
         task.token_rank_scores = ws_.token_scores.data() + at;
         task.token_stride = unit.num_sketch_tokens;
         task.chosen = ws_.chosen.data() + unit.first_sketch_token + token;
+        task.chosen_values =
+            ws_.rows.value_rows() + ws_.sketch_parts[unit.first_index + i].first_value;
       }
       task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
       task.lse = ws_.partial_lses.data() + part;
@@ -227,8 +239,11 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
   int64_t retrieved_tokens = unit.num_chosen;
   if (!sketch) {
     for (int64_t i = 0; i < unit.num_retrieved; ++i) {
-      retrieved_tokens +=
-          ws_.clusters.sizes[unit.first_cluster + ws_.clusters.retrieved[unit.first_cluster + i]];
+      const int64_t cluster =
+          unit.first_cluster + ws_.clusters.retrieved[unit.first_cluster + i];
+      // But for those that came too late.
+      if (ws_.clusters.zones[cluster] != Zone::kRetrieval) continue;
+      retrieved_tokens += ws_.clusters.sizes[cluster];
     }
   }
   const int64_t exact_tokens = unit.visible_end - unit.sealed_tokens + retrieved_tokens;
@@ -237,6 +252,7 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
   stats->tokens_retrieved += retrieved_tokens;
   stats->tokens_sketched += unit.num_sketch_tokens;
   stats->tokens_estimated += unit.sealed_tokens - retrieved_tokens;
+  stats->tokens_degraded += unit.num_degraded;
   stats->clusters_scored += unit.num_clusters;
   stats->clusters_retrieved += sketch ? 0 : unit.num_retrieved;
   stats->bytes_dense += unit.visible_end * kv_bytes_;
@@ -325,13 +341,13 @@ double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
 void AttendStep::ClearUnits() {
   ws_.units.clear();
   ws_.indexes.clear();
+  ws_.heads.clear();
   ws_.supers.sizes.clear();
   ws_.clusters.sizes.clear();
   ws_.sketch_parts.clear();
   ws_.sketch_clusters.clear();
   ws_.chosen.clear();
-  ws_.ranges.clear();
-  ws_.pieces.clear();
+  ws_.rows.Clear();
   ws_.visible_ends.clear();
   ws_.partial_lses.clear();
 }

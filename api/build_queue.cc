@@ -43,25 +43,24 @@ BuildQueue::~BuildQueue() {
 }
 
 void BuildQueue::Add(const std::vector<std::shared_ptr<Segment>>& segments,
-                     const std::shared_ptr<MemoryAccount>& account) {
+                     const SealTarget& target) {
   if (segments.empty()) return;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const std::shared_ptr<Segment>& segment : segments)
-      jobs_.push_back({.segments = {segment}, .account = account});
+      jobs_.push_back({.segments = {segment}, .target = target});
   }
   work_.notify_all();
 }
 
-void BuildQueue::AddMerges(const std::vector<SegmentRun>& runs,
-                           const std::shared_ptr<MemoryAccount>& account,
+void BuildQueue::AddMerges(const std::vector<SegmentRun>& runs, const SealTarget& target,
                            const std::weak_ptr<TenantStore>& tenant, int layer) {
   if (runs.empty()) return;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const SegmentRun& run : runs) {
       jobs_.push_back({.segments = {run.begin(), run.end()},
-                       .account = account,
+                       .target = target,
                        .tenant = tenant,
                        .layer = layer});
     }
@@ -135,7 +134,7 @@ bool BuildQueue::RunJob(Job& job, Backend& backend) {
   absl::Status status;
   {
     const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1, segment->num_tokens());
-    status = Build(*segment, *job.account, backend);
+    status = Build(*segment, job.target, backend);
   }
   if (status.ok()) {
     failing_.store(false);
@@ -175,7 +174,7 @@ void BuildQueue::RunMerge(const Job& job, Backend& backend) {
   {
     const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1,
                          last->end() - run.front()->begin());
-    merged = Merge(run, *job.account, backend);
+    merged = Merge(run, job.target, backend);
   }
   if (!merged.ok()) {
     merge_failures_total_.fetch_add(1);
@@ -192,14 +191,14 @@ void BuildQueue::RunMerge(const Job& job, Backend& backend) {
   WAVEKV_LOG(kDebug, "merged {} segments from position {}", run.size(), run.front()->begin());
 }
 
-absl::Status BuildQueue::Build(Segment& segment, MemoryAccount& account, Backend& backend) {
+absl::Status BuildQueue::Build(Segment& segment, const SealTarget& target, Backend& backend) {
   const Segment::Pin pin = segment.Read();
   auto sealed = std::make_unique<SealedSegment>();
   std::vector<KvRange> rows;
   for (int head = 0; head < model_.num_kv_heads; ++head) {
     rows.clear();
     for (const auto& chunk : pin.chunks) rows.push_back(chunk->Range(head, chunk->capacity()));
-    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, segment.begin(), account, backend));
+    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, segment.begin(), target, backend));
     sealed->heads.push_back(std::move(built));
   }
   sealed_total_.fetch_add(1);
@@ -208,7 +207,7 @@ absl::Status BuildQueue::Build(Segment& segment, MemoryAccount& account, Backend
 }
 
 absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run,
-                                                           MemoryAccount& account,
+                                                           const SealTarget& target,
                                                            Backend& backend) {
   const int64_t begin = run.front()->begin();
   const int64_t num_tokens = run.back()->end() - begin;
@@ -223,19 +222,17 @@ absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run
   auto sealed = std::make_unique<SealedSegment>();
   for (int head = 0; head < model_.num_kv_heads; ++head) {
     for (const Segment::Pin& pin : pins) {
-      const ClusterIndex& index = pin.sealed->heads[head].index;
-      for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
-        const KvRange range = index.cluster_range(cluster);
-        for (int64_t i = 0; i < range.num_tokens; ++i) {
-          const int64_t row = range.position_begin + range.positions[i] - begin;
-          std::memcpy(keys.data() + row * key_bytes, range.keys + i * key_bytes, key_bytes);
-          std::memcpy(values.data() + row * value_bytes, range.values + i * value_bytes,
-                      value_bytes);
-        }
-      }
+      const SealedHead& part = pin.sealed->heads[head];
+      const int64_t first_row = part.index.position_begin - begin;
+      const auto copy = [&](int64_t token, const std::byte* key, const std::byte* value) {
+        const int64_t row = first_row + token;
+        std::memcpy(keys.data() + row * key_bytes, key, key_bytes);
+        std::memcpy(values.data() + row * value_bytes, value, value_bytes);
+      };
+      WAVEKV_RETURN_IF_ERROR(ForEachRow(part, copy));
     }
     const std::vector<KvRange> rows = {{keys.data(), values.data(), num_tokens, begin, nullptr}};
-    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, begin, account, backend));
+    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, begin, target, backend));
     sealed->heads.push_back(std::move(built));
   }
   auto merged = std::make_shared<Segment>(begin, begin + num_tokens, RowChunks());
@@ -244,7 +241,7 @@ absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run
 }
 
 absl::StatusOr<SealedHead> BuildQueue::BuildHead(const std::vector<KvRange>& rows, int64_t begin,
-                                                 MemoryAccount& account, Backend& backend) {
+                                                 const SealTarget& target, Backend& backend) {
   const KvShape shape{model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
   ClusteringOptions clustering_options;
   clustering_options.tokens_per_cluster = index_.tokens_per_cluster;
@@ -256,10 +253,25 @@ absl::StatusOr<SealedHead> BuildQueue::BuildHead(const std::vector<KvRange>& row
       ClusterRows(rows, shape, clustering_options, index_.clusters_per_super, backend));
   const ClusterIndexShape index_shape = IndexShape(
       clustering, shape, index_.statistics, ResolveCodeBits(index_.code_bits, model_.head_dim_k));
-  WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
-  const MutableClusterIndex index = FormatClusterIndex(extent.data(), index_shape, begin);
+  const bool in_arena = target.row_tier == nullptr;
+  SealedHead head;
+  WAVEKV_ASSIGN_OR_RETURN(head.extent,
+                          target.account->Allocate(in_arena
+                                                       ? ClusterIndexBytes(index_shape)
+                                                       : ClusterIndexOverheadBytes(index_shape)));
+  MutableClusterIndex index = FormatClusterIndex(head.extent.data(), index_shape, begin);
+  std::vector<std::byte> tier_rows;
+  if (!in_arena) {
+    tier_rows.resize(index_shape.num_tokens * (index.key_row_bytes() + index.value_row_bytes()));
+    index.rows = tier_rows.data();
+  }
   WriteClusterIndex(rows, clustering, index);
-  return SealedHead{std::move(extent), ReadOnly(index)};
+  head.index = ReadOnly(index);
+  if (!in_arena) {
+    WAVEKV_ASSIGN_OR_RETURN(head.rows, target.row_tier->Store(head.index));
+    head.index.rows = nullptr;
+  }
+  return head;
 }
 
 std::shared_ptr<const SealedSegment> BuildQueue::Share(std::unique_ptr<SealedSegment> sealed) {

@@ -16,7 +16,6 @@
 #include "absl/time/time.h"
 #include "api/step_observer.h"
 #include "storage/layer_cache.h"
-#include "storage/memory_account.h"
 #include "storage/segment.h"
 #include "storage/tenant_store.h"
 #include "wavekv/model_spec.h"
@@ -47,12 +46,10 @@ class BuildQueue {
   BuildQueue(const BuildQueue&) = delete;
   BuildQueue& operator=(const BuildQueue&) = delete;
 
-  // Bytes of the sealed form are charged to `account`.
-  void Add(const std::vector<std::shared_ptr<Segment>>& segments,
-           const std::shared_ptr<MemoryAccount>& account);
+  void Add(const std::vector<std::shared_ptr<Segment>>& segments, const SealTarget& target);
 
   // Runs of that layer, of sequences of `tenant`.
-  void AddMerges(const std::vector<SegmentRun>& runs, const std::shared_ptr<MemoryAccount>& account,
+  void AddMerges(const std::vector<SegmentRun>& runs, const SealTarget& target,
                  const std::weak_ptr<TenantStore>& tenant, int layer);
 
   // Evaluates done() now and after every build; false when the deadline came first.
@@ -71,7 +68,7 @@ class BuildQueue {
  private:
   struct Job {
     std::vector<std::weak_ptr<Segment>> segments;  // one to be sealed, or a run to be merged
-    std::shared_ptr<MemoryAccount> account;
+    SealTarget target;
     int64_t sealed_before = -1;  // segments sealed ever, when it last failed
     // Of a merge, whose sequences take up the result.
     std::weak_ptr<TenantStore> tenant;
@@ -86,12 +83,12 @@ class BuildQueue {
   // True when the job is to be queued again.
   bool RunJob(Job& job, Backend& backend);
   void RunMerge(const Job& job, Backend& backend);
-  absl::Status Build(Segment& segment, MemoryAccount& account, Backend& backend);
-  absl::StatusOr<std::shared_ptr<Segment>> Merge(const SegmentRun& run, MemoryAccount& account,
+  absl::Status Build(Segment& segment, const SealTarget& target, Backend& backend);
+  absl::StatusOr<std::shared_ptr<Segment>> Merge(const SegmentRun& run, const SealTarget& target,
                                                  Backend& backend);
   // Clusters the rows of one kv head of a segment that begins there.
   absl::StatusOr<SealedHead> BuildHead(const std::vector<KvRange>& rows, int64_t begin,
-                                       MemoryAccount& account, Backend& backend);
+                                       const SealTarget& target, Backend& backend);
   // Counts it among the live ones until it is gone.
   std::shared_ptr<const SealedSegment> Share(std::unique_ptr<SealedSegment> sealed);
 

@@ -28,7 +28,34 @@ absl::Status PlanNotFound() {
 }
 
 StoreQuota ToStoreQuota(const TenantQuota& quota) {
-  return {quota.host_bytes, quota.max_sequences, quota.on_limit == TenantQuota::OnLimit::kEvictOwn};
+  return {quota.host_bytes,
+          quota.max_sequences,
+          quota.on_limit == TenantQuota::OnLimit::kEvictOwn,
+          {quota.backing_bytes, quota.cache_bytes, quota.reserved_cache_bytes,
+           quota.cache_weight}};
+}
+
+// Calls that read tiers at a time.
+constexpr int kFetches = 4;
+
+absl::StatusOr<std::shared_ptr<RowTiers>> OpenTiers(const EngineOptions& options,
+                                                    const ModelSpec& model) {
+  RowTiersOptions tiers;
+  tiers.directory = options.tiers.directory;
+  tiers.backing.capacity_bytes = options.tiers.backing_bytes;
+  tiers.kv = {model.head_dim_k, model.head_dim_v, model.kv_dtype};
+  tiers.block_tokens = options.tiers.block_tokens;
+  tiers.cache_bytes = options.tiers.cache_bytes;
+  WAVEKV_ASSIGN_OR_RETURN(tiers.replacement, ParseReplacementKind(options.tiers.replacement));
+  tiers.num_fetches = kFetches;
+  tiers.prefault_threads = options.tiers.prefault_threads;
+  // A piece of a zone may want a token of every block; one of exact attention reads neighbours. A
+  // piece ends with the cluster that fills it.
+  const int64_t cluster_tokens = options.index.cluster_tokens_max;
+  const BlockShape shape = BlockShape::Of(tiers.kv, tiers.block_tokens);
+  tiers.fetch_blocks_min = std::max(kZonePieceTokens + cluster_tokens,
+                                    shape.num_blocks(kExactPieceTokens + cluster_tokens) + 1);
+  return RowTiers::Create(tiers);
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options,
@@ -101,8 +128,7 @@ absl::Status Tenant::Remove(const Sequence& sequence) const {
 absl::Status Tenant::SetQuota(const TenantQuota& quota) const {
   if (store_ == nullptr || store_->closed()) return TenantNotFound();
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
-  store_->SetQuota(ToStoreQuota(quota));
-  return absl::OkStatus();
+  return store_->SetQuota(ToStoreQuota(quota));
 }
 
 absl::StatusOr<TenantStats> Tenant::stats() const {
@@ -133,6 +159,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
   impl->context->cut_rule = {index.segment_tokens, index.update_tokens, index.sink_tokens,
                              index.window_tokens, index.merge_segments};
   WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
+  if (!requested.tiers.directory.empty()) {
+    WAVEKV_ASSIGN_OR_RETURN(impl->row_tiers, OpenTiers(requested, model));
+  }
   WAVEKV_ASSIGN_OR_RETURN(impl->observer, StepObserver::Create(requested.trace_path));
   impl->builds =
       std::make_unique<BuildQueue>(model, index, requested.build_threads, *impl->observer);
@@ -143,6 +172,17 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
       Version(), model.num_layers, model.num_q_heads, model.num_kv_heads, model.head_dim_k,
       model.head_dim_v, DTypeName(model.kv_dtype), requested.arena_bytes,
       impl->executor->num_workers(), requested.build_threads);
+  if (impl->row_tiers != nullptr) {
+    const BackingFile& file = impl->row_tiers->file();
+    WAVEKV_LOG(kInfo,
+               "rows of sealed segments in {}: blocks of {} tokens and {} bytes, cache of {} bytes "
+               "({}), {} I/O by {}, opened in {:.3f} s",
+               requested.tiers.directory, impl->row_tiers->shape().tokens,
+               impl->row_tiers->shape().bytes, requested.tiers.cache_bytes,
+               requested.tiers.replacement, file.direct() ? "direct" : "buffered",
+               file.engine() == IoEngine::kIoUring ? "io_uring" : "threads",
+               impl->row_tiers->stats().open_seconds);
+  }
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -154,6 +194,7 @@ Engine::~Engine() {
     const absl::Status status = impl_->observer->WriteTrace(path);
     if (!status.ok()) WAVEKV_LOG(kError, "no trace: {}", std::string(status.message()));
   }
+  if (impl_->row_tiers != nullptr) impl_->row_tiers->Stop();
   for (const auto& tenant : impl_->AllTenants()) tenant->Close();
   impl_->context->arena->ReleasePages();
   WAVEKV_LOG(kInfo, "engine closed");
@@ -171,7 +212,13 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
         fmt::format("tenant id must have 1 to {} bytes, got {}", kTenantIdBytesMax, id.size()));
   }
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
-  auto store = std::make_shared<TenantStore>(std::string(id), impl_->context, ToStoreQuota(quota));
+  const StoreQuota store_quota = ToStoreQuota(quota);
+  std::shared_ptr<RowTier> row_tier;
+  if (impl_->row_tiers != nullptr) {
+    WAVEKV_ASSIGN_OR_RETURN(row_tier, impl_->row_tiers->AddTenant(store_quota.rows));
+  }
+  auto store = std::make_shared<TenantStore>(std::string(id), impl_->context, store_quota,
+                                             std::move(row_tier));
   {
     std::lock_guard<std::mutex> lock(impl_->mutex);
     if (!impl_->tenants.emplace(std::string(id), store).second) {
@@ -236,9 +283,9 @@ absl::Status Engine::BuildSegments(const Sequence& sequence) {
   StoredSequence& stored = writer.sequence();
   for (int layer = 0; layer < stored.num_layers(); ++layer) {
     LayerCache& cache = stored.layer(layer);
-    impl_->builds->Add(cache.RetryUnsealable(), stored.shared_account());
-    impl_->builds->Add(cache.Cut(/*decoding=*/true), stored.shared_account());
-    impl_->builds->AddMerges(cache.BeginMerges(), stored.shared_account(), stored.tenant(), layer);
+    impl_->builds->Add(cache.RetryUnsealable(), stored.seal_target());
+    impl_->builds->Add(cache.Cut(/*decoding=*/true), stored.seal_target());
+    impl_->builds->AddMerges(cache.BeginMerges(), stored.seal_target(), stored.tenant(), layer);
   }
   return absl::OkStatus();
 }
@@ -312,16 +359,21 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
   AttendStats stats;
-  AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer);
-  WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
-  WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
-  WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
+  {
+    const FetchLease fetch = impl_->AcquireFetch(state, layer);
+    AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer,
+                    fetch.get());
+    WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
+    WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
+    WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
+  }
 
   impl_->attend_calls += 1;
   impl_->attend_rows += stats.rows;
   impl_->tokens_visible += stats.tokens_visible;
   impl_->tokens_exact += stats.tokens_exact;
   impl_->tokens_estimated += stats.tokens_estimated;
+  impl_->tokens_degraded += stats.tokens_degraded;
   impl_->bytes_dense += stats.bytes_dense;
   impl_->bytes_read += stats.bytes_read;
   return stats;
@@ -345,7 +397,9 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
     const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
-  AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer);
+  const FetchLease fetch = impl_->AcquireFetch(state, layer);
+  AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer,
+                  fetch.get());
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();
 }

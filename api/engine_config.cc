@@ -139,7 +139,26 @@ TenantQuota FromProto(const v1::TenantQuota& proto) {
   if (proto.has_host_bytes()) quota.host_bytes = Saturate<int64_t>(proto.host_bytes());
   if (proto.has_max_sequences()) quota.max_sequences = Saturate<int64_t>(proto.max_sequences());
   if (proto.has_on_limit()) quota.on_limit = FromProto(proto.on_limit());
+  if (proto.has_backing_bytes()) quota.backing_bytes = Saturate<int64_t>(proto.backing_bytes());
+  if (proto.has_cache_bytes()) quota.cache_bytes = Saturate<int64_t>(proto.cache_bytes());
+  if (proto.has_reserved_cache_bytes()) {
+    quota.reserved_cache_bytes = Saturate<int64_t>(proto.reserved_cache_bytes());
+  }
+  if (proto.has_cache_weight()) quota.cache_weight = proto.cache_weight();
   return quota;
+}
+
+TierOptions FromProto(const v1::TierConfig& proto) {
+  TierOptions tiers;
+  tiers.directory = proto.directory();
+  if (proto.has_backing_bytes()) tiers.backing_bytes = Saturate<int64_t>(proto.backing_bytes());
+  tiers.cache_bytes = Saturate<int64_t>(proto.cache_bytes());
+  if (proto.has_block_tokens()) tiers.block_tokens = proto.block_tokens();
+  if (proto.has_replacement()) tiers.replacement = proto.replacement();
+  if (proto.has_prefault_threads()) {
+    tiers.prefault_threads = Saturate<int>(proto.prefault_threads());
+  }
+  return tiers;
 }
 
 }  // namespace
@@ -155,6 +174,7 @@ absl::StatusOr<EngineOptions> EngineOptionsFromProto(const v1::EngineConfig& pro
   WAVEKV_ASSIGN_OR_RETURN(options.model, FromProto(proto.model()));
   WAVEKV_ASSIGN_OR_RETURN(options.index, FromProto(proto.index()));
   options.arena_bytes = Saturate<int64_t>(proto.arena_bytes());
+  options.tiers = FromProto(proto.tiers());
   if (proto.has_worker_threads()) options.worker_threads = Saturate<int>(proto.worker_threads());
   if (proto.has_build_threads()) options.build_threads = Saturate<int>(proto.build_threads());
   if (proto.has_device()) options.device = FromProto(proto.device());

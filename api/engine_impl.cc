@@ -175,16 +175,23 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
     const bool decoding = num_rows(i) <= kDecodeRowsMax;
     cache.Commit(std::move(appends[i]));
     const auto cut = cache.Cut(decoding);
-    if (!cut.empty()) builds->Add(cache.RetryUnsealable(), sequences[i]->shared_account());
-    builds->Add(cut, sequences[i]->shared_account());
+    if (!cut.empty()) builds->Add(cache.RetryUnsealable(), sequences[i]->seal_target());
+    builds->Add(cut, sequences[i]->seal_target());
     if (!cut.empty()) {
-      builds->AddMerges(cache.BeginMerges(), sequences[i]->shared_account(), sequences[i]->tenant(),
+      builds->AddMerges(cache.BeginMerges(), sequences[i]->seal_target(), sequences[i]->tenant(),
                         layer);
     }
     sequences[i]->Touch();
   }
   appended_tokens += cu_seqlens.back();
   return absl::OkStatus();
+}
+
+FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer) {
+  if (row_tiers == nullptr) return {};
+  if (plan.step == 0 || layer <= plan.last_layer) plan.step = next_step.fetch_add(1);
+  plan.last_layer = layer;
+  return row_tiers->Acquire(plan.step);
 }
 
 absl::Status Engine::Impl::PinStep(PlanState& plan, int layer) const {

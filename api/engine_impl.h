@@ -14,6 +14,7 @@
 #include "api/attend_step.h"
 #include "api/build_queue.h"
 #include "api/step_observer.h"
+#include "buffer/row_tiers.h"
 #include "compute/backend.h"
 #include "storage/tenant_store.h"
 #include "wavekv/engine.h"
@@ -26,6 +27,9 @@ struct PlanState {
   std::vector<std::shared_ptr<StoredSequence>> sequences;
   std::vector<int32_t> cu_seqlens;
   std::atomic<bool> busy{false};
+  // Of a step through the layers, for the cache.
+  uint32_t step = 0;
+  int last_layer = 0;
   AttendWorkspace workspace;
 };
 
@@ -34,11 +38,14 @@ struct Engine::Impl {
   std::shared_ptr<StoreContext> context;
   std::shared_ptr<Executor> executor;
   std::unique_ptr<Backend> backend;
+  std::shared_ptr<RowTiers> row_tiers;     // nullptr: all is in the arena
   std::unique_ptr<StepObserver> observer;  // outlives builds
   std::unique_ptr<BuildQueue> builds;
 
   mutable std::mutex mutex;
   std::map<std::string, std::shared_ptr<TenantStore>> tenants;  // guarded by mutex
+
+  std::atomic<uint32_t> next_step{1};
 
   // Running totals of EngineStats.
   std::atomic<int64_t> appended_tokens{0};
@@ -47,6 +54,7 @@ struct Engine::Impl {
   std::atomic<int64_t> tokens_visible{0};
   std::atomic<int64_t> tokens_exact{0};
   std::atomic<int64_t> tokens_estimated{0};
+  std::atomic<int64_t> tokens_degraded{0};
   std::atomic<int64_t> bytes_dense{0};
   std::atomic<int64_t> bytes_read{0};
 
@@ -78,6 +86,10 @@ struct Engine::Impl {
   // Converts rows [row, row + num_rows) of the batch to nowhere, for the check alone.
   absl::Status CheckFinite(const AppendSource& source, size_t sequence, int64_t row,
                            int64_t position, int64_t num_rows) const;
+
+  // What the plan's call reads tiers with; nothing when there are none. A layer that does not follow
+  // the last one begins a new step.
+  FetchLease AcquireFetch(PlanState& plan, int layer);
 
   // Pins the layer of the plan's sequences in its workspace; NOT_FOUND when one has been removed.
   absl::Status PinStep(PlanState& plan, int layer) const;

@@ -122,8 +122,8 @@ std::string Engine::PrometheusText() const {
             stats.attend_seconds_total);
   AddHeader(text, "wavekv_attend_seconds_total", "counter",
             "Time of Attend and Retrieve calls by phase.");
-  for (const Phase phase : {Phase::kPin, Phase::kLoad, Phase::kRank, Phase::kRead, Phase::kEstimate,
-                            Phase::kMerge, Phase::kStore}) {
+  for (const Phase phase : {Phase::kPin, Phase::kLoad, Phase::kRank, Phase::kRead, Phase::kFetch,
+                            Phase::kEstimate, Phase::kMerge, Phase::kStore}) {
     text += fmt::format("wavekv_attend_seconds_total{{phase=\"{}\"}} {}\n", PhaseName(phase),
                         impl_->observer->seconds(phase));
   }

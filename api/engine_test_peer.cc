@@ -1,6 +1,7 @@
 #include "api/engine_test_peer.h"
 
 #include "api/engine_impl.h"
+#include "buffer/row_tiers.h"
 #include "storage/arena.h"
 
 namespace wavekv {
@@ -11,6 +12,32 @@ void EngineTestPeer::FailAllocations(Engine& engine, int64_t after, int64_t coun
 
 bool EngineTestPeer::FreeBytesAreZero(const Engine& engine) {
   return engine.impl_->context->arena->FreeBlocksAreZero();
+}
+
+BackingFaults& EngineTestPeer::Faults(Engine& engine) {
+  return engine.impl_->row_tiers->file().faults();
+}
+
+void EngineTestPeer::WaitUntilAdmitted(const Engine& engine) {
+  if (engine.impl_->row_tiers != nullptr) engine.impl_->row_tiers->WaitUntilAdmitted();
+}
+
+void EngineTestPeer::EmptyCache(Engine& engine) {
+  WaitUntilAdmitted(engine);
+  for (const auto& tenant : engine.impl_->AllTenants()) {
+    for (const auto& sequence : tenant->sequences()) {
+      for (int layer = 0; layer < sequence->num_layers(); ++layer) {
+        for (const auto& segment : sequence->layer(layer).Snapshot().segments) {
+          const Segment::Pin pin = segment->Read();
+          if (pin.sealed == nullptr) continue;
+          for (const SealedHead& head : pin.sealed->heads) {
+            engine.impl_->row_tiers->cache().Drop(
+                static_cast<const TieredRows&>(*head.rows).table());
+          }
+        }
+      }
+    }
+  }
 }
 
 void EngineTestPeer::PauseBuilds(Engine& engine, bool paused) {

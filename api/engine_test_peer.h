@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "buffer/backing_faults.h"
 #include "wavekv/engine.h"
 
 namespace wavekv {
@@ -21,6 +22,13 @@ class EngineTestPeer {
   // Whether every byte of the arena that nobody owns is zero. Reads the whole of it.
   static bool FreeBytesAreZero(const Engine& engine);
 
+  // Plants a failure under the backing file. REQUIRES: the engine has TierOptions.
+  static BackingFaults& Faults(Engine& engine);
+  // Waits until the cache has what ended calls have read.
+  static void WaitUntilAdmitted(const Engine& engine);
+  // Takes all blocks out of the cache that nobody reads.
+  static void EmptyCache(Engine& engine);
+
   // No build begins while paused; those that have begun end as ever. For tests whose outcome must
   // not depend on when a build thread runs.
   static void PauseBuilds(Engine& engine, bool paused);
@@ -30,7 +38,8 @@ class EngineTestPeer {
 
   // INTERNAL naming the first invariant of the storage that does not hold: positions without gaps,
   // sealed segments that hold each of their positions once, every extent charged once and to the
-  // tenant that holds it, sums that agree with the accounts, the arena and the statistics.
+  // tenant that holds it, sums that agree with the accounts, the arena, the tiers and the
+  // statistics.
   // REQUIRES: no call and no build runs.
   static absl::Status Audit(const Engine& engine);
 };

@@ -106,6 +106,41 @@ absl::Status ValidateQuota(const char* field, const TenantQuota& quota) {
     return Invalid("{}.on_limit must be kReject or kEvictOwn, got {}", field,
                    static_cast<int>(quota.on_limit));
   }
+  if (quota.backing_bytes < 0) {
+    return Invalid("{}.backing_bytes must be >= 0 (0: no ceiling), got {}", field,
+                   quota.backing_bytes);
+  }
+  if (quota.cache_bytes < 0) {
+    return Invalid("{}.cache_bytes must be >= 0 (0: the whole cache), got {}", field,
+                   quota.cache_bytes);
+  }
+  if (quota.reserved_cache_bytes < 0 ||
+      (quota.cache_bytes > 0 && quota.reserved_cache_bytes > quota.cache_bytes)) {
+    return Invalid("{}.reserved_cache_bytes must be >= 0 and at most cache_bytes ({}), got {}",
+                   field, quota.cache_bytes, quota.reserved_cache_bytes);
+  }
+  if (!(quota.cache_weight > 0.0) || !std::isfinite(quota.cache_weight)) {
+    return Invalid("{}.cache_weight must be finite and > 0, got {}", field, quota.cache_weight);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateTiers(const TierOptions& tiers) {
+  constexpr int64_t kMost = int64_t{1} << 60;
+  WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.backing_bytes", tiers.backing_bytes, 0, kMost));
+  if (tiers.directory.empty() && tiers.cache_bytes != 0) {
+    return Invalid("tiers.directory must be given for a cache, got cache_bytes {} without",
+                   tiers.cache_bytes);
+  }
+  WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.cache_bytes", tiers.cache_bytes,
+                                    tiers.directory.empty() ? 0 : 1, kMost));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckRange("tiers.block_tokens", tiers.block_tokens, 0, kSegmentTokensMax));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.prefault_threads", tiers.prefault_threads, 0, 4096));
+  if (tiers.replacement != "lru" && tiers.replacement != "slru" && tiers.replacement != "s3fifo") {
+    return Invalid("tiers.replacement must be lru, slru or s3fifo, got \"{}\"",
+                   tiers.replacement);
+  }
   return absl::OkStatus();
 }
 
@@ -124,6 +159,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateIndex(options.index));
   WAVEKV_RETURN_IF_ERROR(CheckRange("arena_bytes", options.arena_bytes, Arena::kBlockBytes,
                                     std::numeric_limits<int64_t>::max()));
+  WAVEKV_RETURN_IF_ERROR(ValidateTiers(options.tiers));
   WAVEKV_RETURN_IF_ERROR(CheckRange("worker_threads", options.worker_threads, 0, 4096));
   WAVEKV_RETURN_IF_ERROR(CheckRange("build_threads", options.build_threads, 1, 4096));
   if (options.device != Device::kCpu && options.device != Device::kCuda) {
@@ -155,6 +191,10 @@ absl::Status ValidateAttendOptions(const AttendOptions& options) {
     return Invalid("mass must be kLowerBound or kSecondOrder, got {}",
                    static_cast<int>(options.mass));
   }
+  if (options.miss_deadline < absl::ZeroDuration()) {
+    return Invalid("miss_deadline must be >= 0, got {}",
+                   absl::FormatDuration(options.miss_deadline));
+  }
   if (options.lse_base != LseBase::kE && options.lse_base != LseBase::k2) {
     return Invalid("lse_base must be kE or k2, got {}", static_cast<int>(options.lse_base));
   }
@@ -170,10 +210,12 @@ int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t 
   const auto sealed_bytes = [&](int64_t tokens) {
     const int64_t clusters = tokens / index.tokens_per_cluster * 3 / 2 + 1;
     const int64_t supers = clusters / index.clusters_per_super * 3 / 2 + 1;
-    return model.num_kv_heads *
-           Arena::RoundUp(ClusterIndexBytes({shape, index.statistics,
-                                             ResolveCodeBits(index.code_bits, model.head_dim_k),
-                                             clusters, supers, tokens}));
+    const ClusterIndexShape sealed = {
+        shape,    index.statistics, ResolveCodeBits(index.code_bits, model.head_dim_k),
+        clusters, supers,           tokens};
+    return model.num_kv_heads * Arena::RoundUp(options.tiers.directory.empty()
+                                                   ? ClusterIndexBytes(sealed)
+                                                   : ClusterIndexOverheadBytes(sealed));
   };
   // The smallest cut has the largest share of padding.
   const int64_t cuts = num_tokens / index.update_tokens + 1;
@@ -181,7 +223,10 @@ int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t 
   const int64_t per_layer =
       cuts * sealed_bytes(index.update_tokens) +
       num_sequences * tail_chunks * Arena::RoundUp(kChunkTokens * model.token_bytes());
-  const int64_t building = options.build_threads * sealed_bytes(index.segment_tokens);
+  const int64_t segment_chunks =
+      index.segment_tokens / kChunkTokens * Arena::RoundUp(kChunkTokens * model.token_bytes());
+  const int64_t building =
+      options.build_threads * std::max(segment_chunks, sealed_bytes(index.segment_tokens));
   // A prompt that comes faster than it is sealed lies in chunks, beside what is being built; a
   // quarter more lets extents find room between them.
   return (model.num_layers * per_layer + 2 * building) * 5 / 4;

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "wavekv/executor.h"
 #include "wavekv/export.h"
 #include "wavekv/model_spec.h"
@@ -46,12 +47,39 @@ struct TenantQuota {
   int64_t host_bytes = 0;     // ceiling of the tenant's share of the arena; 0 means the whole arena
   int64_t max_sequences = 0;  // 0 means no ceiling
   OnLimit on_limit = OnLimit::kReject;
+
+  // With TierOptions. A full backing_bytes keeps segments from being sealed, which then stay in the
+  // arena; the others only move hits from one tenant to another.
+  int64_t backing_bytes = 0;         // ceiling in the backing file; 0 means no ceiling
+  int64_t cache_bytes = 0;           // ceiling in the cache; 0 means the whole cache
+  int64_t reserved_cache_bytes = 0;  // floor: what of the tenant's is within it stays in the cache
+  // Of its claim on what is beyond the floors of all.
+  double cache_weight = 1.0;
+};
+
+// Rows of sealed segments in a file, and a cache of some of them in DRAM, in place of the arena:
+// then only indexes and what is not sealed yet lie there. No result changes by it, whatever is in
+// the cache; steps wait for what is not (docs/wave_buffer.md).
+struct TierOptions {
+  // Where the file is, on a local SSD. It has no name and is gone with the engine, also after a
+  // crash. Empty: all stays in the arena.
+  std::string directory;
+  int64_t backing_bytes = 0;  // of the file at most; 0: as many as the file system has
+  // DRAM for copies of rows: most for those that are kept, a sixteenth or what steps need at once
+  // for those that are being read. Reserved at Open, never exceeded.
+  int64_t cache_bytes = 0;
+  // Tokens of a block, the unit of reading and caching; 0: as many as fit 2 KiB, which is 4 for
+  // head_dim 128 in 16 bits.
+  int64_t block_tokens = 0;
+  std::string replacement = "lru";  // or "slru", "s3fifo"
+  int prefault_threads = 0;         // that touch the cache's pages at Open; 0: steps do
 };
 
 struct EngineOptions {
   ModelSpec model;
   IndexOptions index;
   int64_t arena_bytes = 0;  // all KV bytes and indexes live here; reserved at Open, never exceeded
+  TierOptions tiers;        // but for rows of sealed segments, if a directory is given
   int worker_threads = 0;   // of Append and Attend; 0 means one per processor
   int build_threads = 1;    // that seal segments in the background; at least 1
   std::shared_ptr<Executor> executor;  // the caller's own threads in place of worker_threads
@@ -138,6 +166,13 @@ struct AttendOptions {
   // cluster's estimated mass is a lower bound of the true one, up to the rounding of the stored
   // centroids, and so is the log-sum-exp returned for kClusters. kPaper always takes kLowerBound.
   MassEstimate mass = MassEstimate::kSecondOrder;
+  // With TierOptions: how long the call waits for rows. Those that have not come by then, or cannot
+  // be read, are answered from their cluster's statistics, as if they had not been chosen, and
+  // counted in AttendStats::tokens_degraded. DEADLINE_EXCEEDED when they are to be attended exactly
+  // (Budget::All, or a row that sees part of a sealed segment). Infinite: all rows are waited for,
+  // so that results do not depend on the device, and a failed read fails the call with UNAVAILABLE
+  // or DATA_LOSS.
+  absl::Duration miss_deadline = absl::InfiniteDuration();
   LseBase lse_base = LseBase::kE;
   // Row r of the n rows of a sequence sees all but its last n - 1 - r tokens; false: all tokens.
   bool causal = true;

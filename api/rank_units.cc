@@ -57,10 +57,10 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
     const ClusterIndex& index = *ws_.indexes[at];
     tokens.clusters.push_back({index.position_begin, cluster, index.cluster_size(cluster),
                                ws_.clusters.probabilities[unit.first_cluster + id]});
-    const KvRange range = index.cluster_range(cluster);
-    for (int64_t token = 0; token < range.num_tokens; ++token) {
+    const uint16_t* positions = index.positions + index.offsets[cluster];
+    for (int64_t token = 0; token < index.cluster_size(cluster); ++token) {
       if (!first_tokens.empty() && ws_.chosen[first_tokens[id] + token] == 0) continue;
-      tokens.positions.push_back(range.position_begin + range.positions[token]);
+      tokens.positions.push_back(index.position_begin + positions[token]);
       tokens.places.push_back(token);
       ++tokens.clusters.back().num_read;
     }
@@ -178,9 +178,9 @@ absl::Status AttendStep::ScoreUnits() {
 absl::Status AttendStep::MeasureUnits() {
   ws_.clusters.zones.assign(ws_.clusters.sizes.size(), Zone::kRemainder);
   for (ZoneUnit& unit : ws_.units) {
-    const size_t first_range = ws_.ranges.size();
+    ws_.rows.BeginGroup(kZonePieceTokens);
     AddSteadyRanges(unit);
-    SplitPieces(first_range, unit.steady);
+    EndGroup(unit.steady);
   }
   WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::steady));
   WAVEKV_RETURN_IF_ERROR(EstimateUnits(/*coarse=*/true));

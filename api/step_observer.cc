@@ -39,6 +39,8 @@ const char* PhaseName(Phase phase) {
       return "rank";
     case Phase::kRead:
       return "read";
+    case Phase::kFetch:
+      return "fetch";
     case Phase::kEstimate:
       return "estimate";
     case Phase::kMerge:

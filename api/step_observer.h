@@ -18,18 +18,19 @@ namespace wavekv {
 
 enum class Phase : uint8_t {
   kAppend,  // a whole call
-  kAttend,  // a whole call; the seven below are its parts
+  kAttend,  // a whole call; the eight below are its parts
   kPin,
   kLoad,      // queries to fp32, scaled, regrouped
   kRank,      // score all clusters, select
   kRead,      // exact attention: steady and retrieval zone
+  kFetch,     // waiting for rows that are not in memory
   kEstimate,  // the other clusters
   kMerge,
   kStore,     // outputs to the caller's type and strides
   kRetrieve,  // a whole call
   kBuild,     // seal a segment, on a build thread
 };
-inline constexpr int kNumPhases = 11;
+inline constexpr int kNumPhases = 12;
 
 const char* PhaseName(Phase phase);
 

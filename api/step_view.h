@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "storage/cluster_index.h"
-#include "storage/kv_range.h"
 #include "storage/layer_cache.h"
 #include "storage/tenant_store.h"
 
@@ -37,25 +36,6 @@ struct SequenceView {
 // Pins the layer. Copies its list of segments and chunks, references only.
 void PinLayer(const StoredSequence& sequence, int layer, SequenceView& view);
 void Unpin(SequenceView& view);
-
-// Appends the ranges of one kv head that begin before visible_end: the sinks, the segments, the
-// tail, in this order. leave_out_zones: without the segments that AnswersByZones.
-void AppendRanges(const SequenceView& view, int kv_head, int64_t visible_end, bool leave_out_zones,
-                  std::vector<KvRange>& ranges);
-
-// A run of consecutive ranges that one task attends.
-struct RangePiece {
-  size_t first = 0;
-  size_t count = 0;
-  int64_t num_tokens = 0;
-  int64_t position_begin = 0;  // no token of the piece stands before it
-};
-
-// Divides ranges[first, end) into pieces of about kPieceTokens tokens: a function of the data
-// alone, so that results do not depend on the number of threads. At least one piece, which may be
-// empty.
-inline constexpr int64_t kPieceTokens = 4096;
-void SplitRanges(const std::vector<KvRange>& ranges, size_t first, std::vector<RangePiece>& pieces);
 
 }  // namespace wavekv
 

@@ -2,6 +2,7 @@
 #define WAVEKV_COMPUTE_ESTIMATE_CLUSTERS_H_
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "compute/score_clusters.h"
@@ -26,7 +27,8 @@ namespace wavekv {
 //
 // Shapes: log_masses [num_queries, index->num_clusters], row h at h * log_masses_stride; zones
 // [index->num_clusters]; token_logits [num_queries, tokens of the sketch zone in cluster order],
-// row h at h * token_stride; chosen, one per such token, 1 for those attended exactly; output
+// row h at h * token_stride; chosen, one per such token, 1 for those attended exactly;
+// chosen_values, for each of these in order its value [head_dim_v], of the index's dtype; output
 // [num_queries, head_dim_v] fp32, normalised; lse [num_queries], natural. Nothing to answer: output
 // 0 and lse -infinity.
 //
@@ -71,6 +73,7 @@ struct EstimateClustersTask {
   const float* token_rank_scores = nullptr;
   int64_t token_stride = 0;
   const uint8_t* chosen = nullptr;
+  const std::byte* const* chosen_values = nullptr;
   float* output = nullptr;
   float* lse = nullptr;
   int64_t* num_value_means = nullptr;

@@ -31,11 +31,10 @@ void EstimateWeights::Load(const EstimateClustersTask& task) {
   int64_t token = 0;
   for (int64_t i = 0; i < num_clusters_; ++i) {
     if (task.zones[i] != Zone::kSketch) continue;
-    const std::byte* values = index.cluster_values(i);
     for (int64_t t = 0; t < index.cluster_size(i); ++t, ++token) {
       left_tokens_[token] = task.chosen[token] == 0 ? 1.0f : 0.0f;
       if (task.chosen[token] == 0) continue;
-      taken_tokens_.push_back({token, values + t * index.value_row_bytes()});
+      taken_tokens_.push_back({token, task.chosen_values[taken_tokens_.size()]});
     }
   }
   std::fill(left_tokens_.begin() + num_tokens, left_tokens_.end(), 0.0f);

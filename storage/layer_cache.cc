@@ -231,18 +231,14 @@ absl::StatusOr<RowChunks> LayerCache::Unseal(MemoryAccount& account, const Segme
   const int64_t key_bytes = model_.key_row_bytes();
   const int64_t value_bytes = model_.value_row_bytes();
   for (int head = 0; head < model_.num_kv_heads; ++head) {
-    const ClusterIndex& index = sealed.heads[head].index;
-    for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
-      const KvRange range = index.cluster_range(cluster);
-      for (int64_t i = 0; i < range.num_tokens; ++i) {
-        const int64_t token = range.positions[i];
-        if (token >= num_tokens) continue;
-        const RowChunk& chunk = *chunks[token / kChunkTokens];
-        const int64_t row = token % kChunkTokens;
-        std::memcpy(chunk.keys(head, row), range.keys + i * key_bytes, key_bytes);
-        std::memcpy(chunk.values(head, row), range.values + i * value_bytes, value_bytes);
-      }
-    }
+    const auto copy = [&](int64_t token, const std::byte* key, const std::byte* value) {
+      if (token >= num_tokens) return;
+      const RowChunk& chunk = *chunks[token / kChunkTokens];
+      const int64_t row = token % kChunkTokens;
+      std::memcpy(chunk.keys(head, row), key, key_bytes);
+      std::memcpy(chunk.values(head, row), value, value_bytes);
+    };
+    WAVEKV_RETURN_IF_ERROR(ForEachRow(sealed.heads[head], copy));
   }
   return chunks;
 }

@@ -118,7 +118,7 @@ class LayerCache {
 
   // The first num_tokens tokens of `contents`, a view of this layer; survivors of a sealed segment
   // are copied back into chunks in position order. OUT_OF_RANGE when there are not as many;
-  // RESOURCE_EXHAUSTED from the account.
+  // RESOURCE_EXHAUSTED from the account; UNAVAILABLE or DATA_LOSS when survivors cannot be read.
   absl::StatusOr<LayerContents> PrefixOf(LayerContents contents, MemoryAccount& account,
                                          int64_t num_tokens) const;
   // Of what the layer holds now.

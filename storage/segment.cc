@@ -97,4 +97,28 @@ std::shared_ptr<Segment> Segment::merged() const {
   return merged_.lock();
 }
 
+absl::Status ForEachRow(
+    const SealedHead& head,
+    absl::FunctionRef<void(int64_t token, const std::byte* key, const std::byte* value)> use) {
+  const ClusterIndex& index = head.index;
+  const int64_t key_bytes = index.key_row_bytes();
+  const int64_t value_bytes = index.value_row_bytes();
+  if (head.rows != nullptr) {
+    std::vector<std::byte> keys(index.num_tokens * key_bytes);
+    std::vector<std::byte> values(index.num_tokens * value_bytes);
+    WAVEKV_RETURN_IF_ERROR(head.rows->Copy(keys.data(), values.data()));
+    for (int64_t i = 0; i < index.num_tokens; ++i) {
+      use(index.positions[i], keys.data() + i * key_bytes, values.data() + i * value_bytes);
+    }
+    return absl::OkStatus();
+  }
+  for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
+    const KvRange range = index.cluster_range(cluster);
+    for (int64_t i = 0; i < range.num_tokens; ++i) {
+      use(range.positions[i], range.keys + i * key_bytes, range.values + i * value_bytes);
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace wavekv

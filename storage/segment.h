@@ -8,10 +8,13 @@
 #include <mutex>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "storage/cluster_index.h"
 #include "storage/kv_range.h"
 #include "storage/memory_account.h"
+#include "storage/sealed_rows.h"
 #include "wavekv/model_spec.h"
 
 namespace wavekv {
@@ -59,10 +62,25 @@ class RowChunk {
 
 using RowChunks = std::vector<std::shared_ptr<RowChunk>>;
 
-// One kv head of a sealed segment: an extent formatted as cluster_index.h says.
+// One kv head of a sealed segment: an extent formatted as cluster_index.h says. Its rows are its
+// last section or, where there is a tier for them, there: index.rows is nullptr then, and the
+// extent ends before them.
 struct SealedHead {
   Extent extent;
   ClusterIndex index;
+  std::unique_ptr<const SealedRows> rows;  // nullptr: in the extent
+};
+
+// Calls use() for every token in cluster order: its position within the segment, its key and its
+// value. UNAVAILABLE or DATA_LOSS, before any call, when rows of another tier cannot be read.
+absl::Status ForEachRow(
+    const SealedHead& head,
+    absl::FunctionRef<void(int64_t token, const std::byte* key, const std::byte* value)> use);
+
+// Who pays for the sealed form of a segment.
+struct SealTarget {
+  std::shared_ptr<MemoryAccount> account;
+  std::shared_ptr<RowTier> row_tier;  // nullptr: rows stay in the arena
 };
 
 // Immutable; freed when the last sequence, build or running call lets go of it.

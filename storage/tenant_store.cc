@@ -20,10 +20,9 @@ absl::Status SequenceNotFound() {
 }
 
 StoredSequence::StoredSequence(std::shared_ptr<StoreContext> context,
-                               std::shared_ptr<MemoryAccount> account,
-                               std::weak_ptr<TenantStore> tenant)
+                               SealTarget seal_target, std::weak_ptr<TenantStore> tenant)
     : context_(std::move(context)),
-      account_(std::move(account)),
+      seal_target_(std::move(seal_target)),
       tenant_(std::move(tenant)),
       id_(context_->next_sequence_id.fetch_add(1)) {
   for (int layer = 0; layer < context_->model.num_layers; ++layer) {
@@ -67,15 +66,15 @@ SequenceWriter::~SequenceWriter() {
 }
 
 TenantStore::TenantStore(std::string id, std::shared_ptr<StoreContext> context,
-                         const StoreQuota& quota)
+                         const StoreQuota& quota, std::shared_ptr<RowTier> row_tier)
     : id_(std::move(id)),
       context_(std::move(context)),
-      account_(MemoryAccount::Create(context_->arena, quota.host_bytes)),
+      seal_target_{MemoryAccount::Create(context_->arena, quota.host_bytes), std::move(row_tier)},
       quota_(quota) {}
 
 absl::StatusOr<std::shared_ptr<StoredSequence>> TenantStore::CreateSequence() {
   return WithEviction({}, [&] {
-    return Insert(std::make_shared<StoredSequence>(context_, account_, weak_from_this()));
+    return Insert(std::make_shared<StoredSequence>(context_, seal_target_, weak_from_this()));
   });
 }
 
@@ -104,10 +103,10 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> TenantStore::Fork(
   }
   StoredSequence* const keep[] = {parent.get()};
   return WithEviction(keep, [&]() -> absl::StatusOr<std::shared_ptr<StoredSequence>> {
-    auto child = std::make_shared<StoredSequence>(context_, account_, weak_from_this());
+    auto child = std::make_shared<StoredSequence>(context_, seal_target_, weak_from_this());
     for (int layer = 0; layer < parent->num_layers(); ++layer) {
       WAVEKV_ASSIGN_OR_RETURN(LayerContents contents,
-                              parent->layer(layer).PrefixOf(layers[layer], *account_, prefix));
+                              parent->layer(layer).PrefixOf(layers[layer], *seal_target_.account, prefix));
       child->layer(layer).Replace(std::move(contents));
     }
     if (parent->removed()) return SequenceNotFound();
@@ -130,7 +129,7 @@ absl::Status TenantStore::Truncate(const std::shared_ptr<StoredSequence>& sequen
     prefixes.clear();
     for (int layer = 0; layer < sequence->num_layers(); ++layer) {
       WAVEKV_ASSIGN_OR_RETURN(LayerContents contents,
-                              sequence->layer(layer).Prefix(*account_, new_length));
+                              sequence->layer(layer).Prefix(*seal_target_.account, new_length));
       prefixes.push_back(std::move(contents));
     }
     return absl::OkStatus();
@@ -166,10 +165,14 @@ void TenantStore::Close() {
   }
 }
 
-void TenantStore::SetQuota(const StoreQuota& quota) {
+absl::Status TenantStore::SetQuota(const StoreQuota& quota) {
+  if (seal_target_.row_tier != nullptr) {
+    WAVEKV_RETURN_IF_ERROR(seal_target_.row_tier->SetQuota(quota.rows));
+  }
   std::lock_guard<std::mutex> lock(mutex_);
   quota_ = quota;
-  account_->SetQuota(quota.host_bytes);
+  seal_target_.account->SetQuota(quota.host_bytes);
+  return absl::OkStatus();
 }
 
 bool TenantStore::closed() const {
@@ -216,9 +219,9 @@ bool TenantStore::evicts_own() const {
 
 absl::Status TenantStore::CheckRoom(absl::Span<StoredSequence* const> keep, int64_t bytes) const {
   const Arena& arena = *context_->arena;
-  const int64_t others_bytes = arena.used_bytes() - account_->used_bytes();
+  const int64_t others_bytes = arena.used_bytes() - account().used_bytes();
   int64_t limit = arena.bytes() - others_bytes;
-  const int64_t quota = account_->quota_bytes();
+  const int64_t quota = account().quota_bytes();
   if (quota > 0) limit = std::min(limit, quota);
   const int64_t available = std::max<int64_t>(0, limit - HeldBytes(keep));
   if (bytes <= available) return absl::OkStatus();
@@ -232,7 +235,7 @@ int64_t TenantStore::HeldBytes(absl::Span<StoredSequence* const> sequences) cons
   std::map<const void*, int64_t> held;  // by object, as forks share them
   const auto add_chunk = [&held](const RowChunk& chunk) { held[&chunk] = chunk.bytes(); };
   for (const StoredSequence* sequence : sequences) {
-    if (sequence->shared_account() != account_) continue;
+    if (sequence->shared_account() != seal_target_.account) continue;
     for (int layer = 0; layer < sequence->num_layers(); ++layer) {
       const LayerContents contents = sequence->layer(layer).Snapshot();
       if (contents.sinks != nullptr) add_chunk(*contents.sinks);

@@ -37,15 +37,17 @@ struct StoreContext {
 // Threads: writes are guarded by SequenceWriter; everything else may be called at any time.
 class StoredSequence {
  public:
-  StoredSequence(std::shared_ptr<StoreContext> context, std::shared_ptr<MemoryAccount> account,
+  StoredSequence(std::shared_ptr<StoreContext> context, SealTarget seal_target,
                  std::weak_ptr<TenantStore> tenant);
 
   uint64_t id() const { return id_; }
   // nullptr when the tenant is gone.
   std::shared_ptr<TenantStore> tenant() const { return tenant_.lock(); }
   const StoreContext* context() const { return context_.get(); }
-  MemoryAccount& account() const { return *account_; }
-  const std::shared_ptr<MemoryAccount>& shared_account() const { return account_; }
+  MemoryAccount& account() const { return *seal_target_.account; }
+  const std::shared_ptr<MemoryAccount>& shared_account() const { return seal_target_.account; }
+  // Of its segments.
+  const SealTarget& seal_target() const { return seal_target_; }
 
   int num_layers() const { return static_cast<int>(layers_.size()); }
   LayerCache& layer(int layer) { return *layers_[layer]; }
@@ -68,7 +70,7 @@ class StoredSequence {
   void RemoveContents();
 
   const std::shared_ptr<StoreContext> context_;
-  const std::shared_ptr<MemoryAccount> account_;
+  const SealTarget seal_target_;
   const std::weak_ptr<TenantStore> tenant_;
   const uint64_t id_;
   std::vector<std::unique_ptr<LayerCache>> layers_;
@@ -107,6 +109,7 @@ struct StoreQuota {
   int64_t host_bytes = 0;
   int64_t max_sequences = 0;
   bool evict_own = false;
+  RowQuota rows;
 };
 
 // The sequences of one tenant.
@@ -114,8 +117,10 @@ struct StoreQuota {
 // Threads: safe. The lock is never held while bytes are copied or freed.
 class TenantStore : public std::enable_shared_from_this<TenantStore> {
  public:
+  // row_tier: takes the rows of sealed segments under quota.rows; nullptr: the arena keeps them.
   // REQUIRES: owned by a shared_ptr.
-  TenantStore(std::string id, std::shared_ptr<StoreContext> context, const StoreQuota& quota);
+  TenantStore(std::string id, std::shared_ptr<StoreContext> context, const StoreQuota& quota,
+              std::shared_ptr<RowTier> row_tier = nullptr);
 
   absl::StatusOr<std::shared_ptr<StoredSequence>> CreateSequence();
   absl::StatusOr<std::shared_ptr<StoredSequence>> Fork(
@@ -157,19 +162,21 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   // were removed.
   absl::Status CheckRoom(absl::Span<StoredSequence* const> keep, int64_t bytes) const;
 
-  void SetQuota(const StoreQuota& quota);
+  // RESOURCE_EXHAUSTED, and no change, as RowTier::SetQuota.
+  absl::Status SetQuota(const StoreQuota& quota);
 
   const std::string& id() const { return id_; }
   // Stands for the id, which may be personal, in logs and metrics: the same for the same id while
   // the process lives, and no use to whoever guesses ids.
   std::string label() const;
   const std::shared_ptr<StoreContext>& context() const { return context_; }
-  const MemoryAccount& account() const { return *account_; }
+  const MemoryAccount& account() const { return *seal_target_.account; }
+  const RowTier* row_tier() const { return seal_target_.row_tier.get(); }
   bool closed() const;
   int64_t num_sequences() const;
   // Refusals for max_sequences; for bytes they are the account's rejects_total().
   int64_t sequence_rejects_total() const { return sequence_rejects_total_.load(); }
-  int64_t rejects_total() const { return account_->rejects_total() + sequence_rejects_total(); }
+  int64_t rejects_total() const { return account().rejects_total() + sequence_rejects_total(); }
   int64_t evicted_sequences_total() const { return evicted_sequences_total_.load(); }
   std::vector<std::shared_ptr<StoredSequence>> sequences() const;
 
@@ -196,7 +203,7 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
 
   const std::string id_;
   const std::shared_ptr<StoreContext> context_;
-  const std::shared_ptr<MemoryAccount> account_;
+  const SealTarget seal_target_;
   std::atomic<int64_t> evicted_sequences_total_{0};
   std::atomic<int64_t> sequence_rejects_total_{0};
 

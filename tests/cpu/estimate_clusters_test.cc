@@ -270,6 +270,7 @@ class EstimateClustersTest : public BackendFixture {
     const int dim_k = index.index().shape.head_dim_k, dim_v = index.index().shape.head_dim_v;
     std::vector<float> output = Poison(num_queries * dim_v), lse = Poison(num_queries),
                        missing = Poison(num_queries), variance = Poison(num_queries);
+    const std::vector<const std::byte*> values = ChosenValues(index.index(), zones);
     const EstimateClustersTask task = {.queries = with_errors ? queries.data() : nullptr,
                                        .num_queries = num_queries,
                                        .index = &index.index(),
@@ -281,6 +282,7 @@ class EstimateClustersTest : public BackendFixture {
                                        .token_rank_scores = scores_.data(),
                                        .token_stride = num_tokens_,
                                        .chosen = chosen_.data(),
+                                       .chosen_values = values.data(),
                                        .output = output.data(),
                                        .lse = lse.data(),
                                        .missing_lse = with_errors ? missing.data() : nullptr,
@@ -310,6 +312,20 @@ class EstimateClustersTest : public BackendFixture {
       }
       EXPECT_NEAR(variance[h], expected.value_variance, expected.value_variance * 4 * relative);
     }
+  }
+
+  std::vector<const std::byte*> ChosenValues(const ClusterIndex& index,
+                                             const std::vector<Zone>& zones) const {
+    std::vector<const std::byte*> values;
+    int64_t token = 0;
+    for (int64_t i = 0; i < index.num_clusters; ++i) {
+      if (zones[i] != Zone::kSketch) continue;
+      const KvRange range = index.cluster_range(i);
+      for (int64_t t = 0; t < range.num_tokens; ++t) {
+        if (chosen_[token++] != 0) values.push_back(range.values + t * index.value_row_bytes());
+      }
+    }
+    return values;
   }
 
   int64_t num_tokens_ = 0;

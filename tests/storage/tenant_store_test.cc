@@ -202,7 +202,7 @@ TEST_F(TenantStoreTest, TruncateThatDoesNotFitChangesNothing) {
   Append(*tenant, sequence, Tokens(0, 500));
   SealAll(sequence);
   const int64_t used = tenant->account().used_bytes();
-  tenant->SetQuota({.host_bytes = used});
+  ASSERT_TRUE(tenant->SetQuota({.host_bytes = used}).ok());
   const absl::Status status = tenant->Truncate(sequence, 250);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(tenant->account().used_bytes(), used);
@@ -319,7 +319,8 @@ TEST_F(TenantStoreTest, EvictOwnMakesRoomForBytesButNeverFromTheCallsOwnSequence
   const SequencePtr b = Create(*tenant);
   Append(*tenant, a, Tokens(0, 200));
   Append(*tenant, b, Tokens(1000, 200));
-  tenant->SetQuota({.host_bytes = tenant->account().used_bytes(), .evict_own = true});
+  ASSERT_TRUE(
+      tenant->SetQuota({.host_bytes = tenant->account().used_bytes(), .evict_own = true}).ok());
   Append(*tenant, a, Tokens(200, 100));  // a is older, but it is the one that grows
   EXPECT_TRUE(b->removed());
   Expect(a, Tokens(0, 300));

@@ -1,0 +1,222 @@
+#include "api/step_rows.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "buffer/tiered_rows.h"
+
+namespace wavekv {
+namespace {
+
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::max();
+
+}  // namespace
+
+void StepRows::Begin(BlockFetch* fetch) {
+  Clear();
+  fetch_ = fetch;
+}
+
+void StepRows::Clear() {
+  ranges_.clear();
+  pieces_.clear();
+  value_rows_.clear();
+  missing_.clear();
+  num_requested_ = 0;
+  late_values_used_ = late_values_needed_ = 0;
+  last_rows_ = nullptr;
+}
+
+void StepRows::BeginGroup(int64_t piece_tokens) {
+  piece_tokens_ = piece_tokens;
+  first_piece_of_group_ = pieces_.size();
+  open_ = {ranges_.size(), 0, 0, kNowhere, missing_.size(), 0, 0};
+}
+
+PieceGroup StepRows::EndGroup() {
+  if (ranges_.size() > open_.first_range || pieces_.size() == first_piece_of_group_) EndPiece();
+  return {first_piece_of_group_, pieces_.size() - first_piece_of_group_, 0};
+}
+
+void StepRows::EndPiece() {
+  open_.num_ranges = ranges_.size() - open_.first_range;
+  open_.num_missing = open_.num_coming = missing_.size() - open_.first_missing;
+  pieces_.push_back(open_);
+  open_ = {ranges_.size(), 0, 0, kNowhere, missing_.size(), 0, 0};
+}
+
+void StepRows::Add(const KvRange& range) {
+  ranges_.push_back(range);
+  open_.num_tokens += range.num_tokens;
+  open_.position_begin = std::min(open_.position_begin, range.position_begin);
+  if (open_.num_tokens >= piece_tokens_) EndPiece();
+}
+
+void StepRows::AddRun(const ClusterRun& run, bool with_values) {
+  if (run.head->rows != nullptr) return AddTieredRun(run, with_values);
+  const ClusterIndex& index = run.head->index;
+  KvRange range = index.cluster_range(run.cluster);
+  range.keys += run.first * index.key_row_bytes();
+  range.values += run.first * index.value_row_bytes();
+  range.positions += run.first;
+  range.num_tokens = run.num_tokens;
+  for (int64_t i = 0; with_values && i < run.num_tokens; ++i) {
+    value_rows_.push_back(range.values + i * index.value_row_bytes());
+  }
+  Add(range);
+}
+
+void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
+  const ClusterIndex& index = run.head->index;
+  // An engine has one kind of tiers.
+  const auto& rows = static_cast<const TieredRows&>(*run.head->rows);
+  const BlockShape& shape = rows.shape();
+  const size_t first_range = ranges_.size(), first_missing = missing_.size();
+  const auto first_token = static_cast<uint32_t>(index.offsets[run.cluster] + run.first);
+  const auto block_tokens = static_cast<uint32_t>(shape.tokens);
+  for (int64_t done = 0; done < run.num_tokens;) {
+    const uint32_t token = first_token + static_cast<uint32_t>(done);
+    const int64_t block = token / block_tokens, at = token % block_tokens;
+    const int64_t count = std::min(run.num_tokens - done, shape.tokens - at);
+    if (last_rows_ != &rows || last_block_ != block) {
+      last_rows_ = &rows;
+      last_block_ = block;
+      last_data_ = fetch_->Find(rows, block);
+    }
+    KvRange range = {nullptr, nullptr, count, index.position_begin, index.positions + token};
+    Missing missing;
+    missing.range = ranges_.size();
+    if (with_values) missing.first_value = value_rows_.size();
+    if (last_data_ != nullptr) {
+      range.keys = last_data_ + shape.key_offset(at);
+      range.values = last_data_ + shape.value_offset(at);
+    } else {
+      missing.rows = &rows;
+      missing.block = block;
+      missing.at = at;
+      missing.piece = pieces_.size();
+      missing.first_range = first_range;
+      missing.item = run.item;
+      missing.first = done;
+      missing_.push_back(missing);
+      if (with_values) late_values_needed_ += count * shape.value_row_bytes;
+    }
+    for (int64_t i = 0; with_values && i < count; ++i) {
+      value_rows_.push_back(last_data_ == nullptr ? nullptr
+                                                  : range.values + i * shape.value_row_bytes);
+    }
+    ranges_.push_back(range);
+    done += count;
+  }
+  for (size_t i = first_missing; i < missing_.size(); ++i) missing_[i].end_range = ranges_.size();
+  open_.num_tokens += run.num_tokens;
+  open_.position_begin = std::min(open_.position_begin, index.position_begin);
+  if (open_.num_tokens >= piece_tokens_) EndPiece();
+}
+
+void StepRows::Request() {
+  // Values are listed in one group, before any of its rows is requested: nothing has been copied.
+  if (late_values_.size() < late_values_needed_) late_values_.resize(late_values_needed_);
+  for (; num_requested_ < missing_.size(); ++num_requested_) {
+    const Missing& missing = missing_[num_requested_];
+    if (missing.state == Missing::State::kDone) continue;  // given up
+    const auto requested =
+        fetch_->Request(*missing.rows, missing.block, static_cast<uint32_t>(num_requested_));
+    if (requested == BlockFetch::Requested::kNoRoom) break;
+  }
+  if (fetch_ != nullptr) fetch_->Start();
+}
+
+bool StepRows::Wait(BlockReader::TimePoint deadline) {
+  const auto arrivals = fetch_->Wait(deadline);
+  for (const BlockFetch::Arrival& arrival : arrivals) {
+    Missing& missing = missing_[arrival.waiter];
+    if (missing.state == Missing::State::kDone) {  // too late
+      fetch_->Release(arrival.buffer);
+      continue;
+    }
+    missing.buffer = arrival.buffer;
+    missing.state = arrival.data == nullptr ? Missing::State::kFailed : Missing::State::kHere;
+    if (arrival.data == nullptr) continue;
+    Place(arrival.data, missing);
+    --pieces_[missing.piece].num_coming;
+  }
+  return !arrivals.empty();
+}
+
+void StepRows::Place(const std::byte* block, const Missing& missing) {
+  const BlockShape& shape = missing.rows->shape();
+  KvRange& range = ranges_[missing.range];
+  range.keys = block + shape.key_offset(missing.at);
+  range.values = block + shape.value_offset(missing.at);
+  if (missing.first_value == kNone) return;
+  const auto bytes = static_cast<size_t>(range.num_tokens * shape.value_row_bytes);
+  std::byte* const copy = late_values_.data() + late_values_used_;
+  late_values_used_ += bytes;
+  std::memcpy(copy, range.values, bytes);
+  for (int64_t i = 0; i < range.num_tokens; ++i) {
+    value_rows_[missing.first_value + i] = copy + i * shape.value_row_bytes;
+  }
+}
+
+void StepRows::Release(size_t piece) {
+  const RowPiece& released = pieces_[piece];
+  for (size_t i = 0; i < released.num_missing; ++i) {
+    Missing& missing = missing_[released.first_missing + i];
+    if (missing.state != Missing::State::kHere) continue;
+    fetch_->Release(missing.buffer);
+    missing.state = Missing::State::kDone;
+  }
+}
+
+void StepRows::GiveUp(size_t piece, bool failed_only, std::vector<Late>* late) {
+  RowPiece& given_up = pieces_[piece];
+  for (size_t i = 0; i < given_up.num_missing; ++i) {
+    Missing& missing = missing_[given_up.first_missing + i];
+    const bool is_late = missing.state == Missing::State::kFailed ||
+                         (!failed_only && missing.state == Missing::State::kComing);
+    if (!is_late) continue;
+    if (missing.state == Missing::State::kFailed) fetch_->Release(missing.buffer);
+    missing.state = Missing::State::kDone;
+    --given_up.num_coming;
+    if (missing.first_value != kNone) {
+      late->push_back({missing.item, missing.first, ranges_[missing.range].num_tokens});
+      ranges_[missing.range].num_tokens = 0;
+      continue;
+    }
+    if (ranges_[missing.first_range].num_tokens == 0) continue;  // for another part of it
+    late->push_back({missing.item, 0, 0});
+    for (size_t r = missing.first_range; r < missing.end_range; ++r) ranges_[r].num_tokens = 0;
+  }
+}
+
+void AddRows(const SequenceView& view, int kv_head, int64_t visible_end, bool leave_out_zones,
+             StepRows& rows) {
+  const int64_t end = std::min(visible_end, view.contents.length);
+  const auto add_chunk = [&](const RowChunk& chunk) {
+    const int64_t count = std::min(chunk.capacity(), end - chunk.position_begin());
+    if (count > 0) rows.Add(chunk.Range(kv_head, count));
+  };
+  if (view.contents.sinks != nullptr) add_chunk(*view.contents.sinks);
+  for (size_t i = 0; i < view.pins.size(); ++i) {
+    if (view.contents.segments[i]->begin() >= end) break;
+    if (leave_out_zones && view.AnswersByZones(i, visible_end)) continue;
+    if (view.pins[i].sealed != nullptr) {
+      const SealedHead& head = view.pins[i].sealed->heads[kv_head];
+      for (int64_t cluster = 0; cluster < head.index.num_clusters; ++cluster) {
+        rows.Add({&head, cluster, 0, head.index.cluster_size(cluster), 0});
+      }
+    } else {
+      for (const auto& chunk : view.pins[i].chunks) add_chunk(*chunk);
+    }
+  }
+  for (const auto& chunk : view.contents.tail) add_chunk(*chunk);
+}
+
+void StepRows::CompactValues(size_t first, int64_t count) {
+  const auto begin = value_rows_.begin() + static_cast<int64_t>(first);
+  std::stable_partition(begin, begin + count, [](const std::byte* row) { return row != nullptr; });
+}
+
+}  // namespace wavekv

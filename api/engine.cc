@@ -69,6 +69,29 @@ int NumWorkerThreads(const EngineOptions& options) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+// A lease for one call. What the call has requested outlives it until it is in the cache, however
+// the call ends.
+class FetchUse {
+ public:
+  FetchUse(FetchLease lease, const PlanState& plan) : lease_(std::move(lease)), plan_(plan) {}
+  ~FetchUse() {
+    if (get() == nullptr || !get()->has_leftovers()) return;
+    for (const SequenceView& view : plan_.workspace.views) {
+      for (const Segment::Pin& pin : view.pins) {
+        if (pin.sealed != nullptr) get()->Keep(pin.sealed);
+      }
+    }
+  }
+  FetchUse(const FetchUse&) = delete;
+  FetchUse& operator=(const FetchUse&) = delete;
+
+  BlockFetch* get() const { return lease_.get(); }
+
+ private:
+  const FetchLease lease_;
+  const PlanState& plan_;
+};
+
 // Holds a plan for one call.
 class PlanUse {
  public:
@@ -360,12 +383,17 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   }
   AttendStats stats;
   {
-    const FetchLease fetch = impl_->AcquireFetch(state, layer);
+    const FetchUse fetch(impl_->AcquireFetch(state, layer), state);
     AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer,
                     fetch.get());
     WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
     WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
     WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
+    if (const BlockFetch* const reads = fetch.get(); reads != nullptr) {
+      stats.blocks_hit = reads->num_hits();
+      stats.blocks_missed = reads->num_misses();
+      stats.tier_bytes_read = reads->bytes_read();
+    }
   }
 
   impl_->attend_calls += 1;
@@ -397,7 +425,7 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
     const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
-  const FetchLease fetch = impl_->AcquireFetch(state, layer);
+  const FetchUse fetch(impl_->AcquireFetch(state, layer), state);
   AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer,
                   fetch.get());
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));

@@ -46,9 +46,26 @@ EngineStats Engine::stats() const {
   stats.tokens_visible_total = impl_->tokens_visible;
   stats.tokens_exact_total = impl_->tokens_exact;
   stats.tokens_estimated_total = impl_->tokens_estimated;
+  stats.tokens_degraded_total = impl_->tokens_degraded;
   stats.bytes_dense_total = impl_->bytes_dense;
   stats.bytes_read_total = impl_->bytes_read;
   stats.attend_seconds_total = impl_->observer->seconds(Phase::kAttend);
+  if (impl_->row_tiers == nullptr) return stats;
+
+  const RowTiersStats tiers = impl_->row_tiers->stats();
+  stats.block_bytes = impl_->row_tiers->shape().bytes;
+  stats.cache_bytes = tiers.slots * stats.block_bytes;
+  stats.cache_bytes_free = tiers.slots_free * stats.block_bytes;
+  stats.cache_bytes_pinned = tiers.slots_pinned * stats.block_bytes;
+  stats.staging_bytes = tiers.staging_bytes;
+  stats.reads_pending = tiers.reads_pending;
+  stats.backing_bytes_used = tiers.file.used_bytes;
+  stats.backing_bytes_free = tiers.file.free_bytes;
+  stats.blocks_read_total = tiers.blocks_read;
+  stats.tier_bytes_read_total = tiers.bytes_read;
+  stats.tier_bytes_written_total = tiers.bytes_written;
+  stats.read_failures_total = tiers.read_failures;
+  stats.tiers_open_seconds = tiers.open_seconds;
   return stats;
 }
 

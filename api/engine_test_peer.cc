@@ -40,6 +40,10 @@ void EngineTestPeer::EmptyCache(Engine& engine) {
   }
 }
 
+absl::Span<std::byte> EngineTestPeer::ArenaMemory(Engine& engine) {
+  return engine.impl_->context->arena->memory();
+}
+
 void EngineTestPeer::PauseBuilds(Engine& engine, bool paused) {
   engine.impl_->builds->SetPaused(paused);
 }

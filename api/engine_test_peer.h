@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "buffer/backing_faults.h"
 #include "wavekv/engine.h"
 
@@ -28,6 +29,9 @@ class EngineTestPeer {
   static void WaitUntilAdmitted(const Engine& engine);
   // Takes all blocks out of the cache that nobody reads.
   static void EmptyCache(Engine& engine);
+
+  // The arena's memory, for a benchmark that puts a file in its place.
+  static absl::Span<std::byte> ArenaMemory(Engine& engine);
 
   // No build begins while paused; those that have begun end as ever. For tests whose outcome must
   // not depend on when a build thread runs.

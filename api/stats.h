@@ -21,6 +21,11 @@ struct AttendStats {
   int64_t bytes_dense = 0;  // K and V bytes exact attention would read
   int64_t bytes_read = 0;   // K, V and index bytes this call read
 
+  // With TierOptions.
+  int64_t blocks_hit = 0;       // found in the cache
+  int64_t blocks_missed = 0;    // not found; several rows of a step may miss the same
+  int64_t tier_bytes_read = 0;  // from the backing file
+
   // Per query head and row, then averaged or maximised. Mass: share of the softmax that was
   // estimated. Error: predicted |output - exact| / |exact| (docs/wave_index.md, "Error estimate");
   // 0 when nothing was estimated. A prediction, not a bound.
@@ -36,6 +41,23 @@ struct TenantStats {
   int64_t host_bytes_quota = 0;  // 0: the whole arena
   int64_t evicted_sequences_total = 0;
   int64_t quota_rejects_total = 0;  // of bytes and of sequences, also where eviction then helped
+
+  // With TierOptions.
+  int64_t backing_bytes_used = 0;
+  int64_t backing_bytes_quota = 0;  // 0: no ceiling
+  int64_t backing_rejects_total = 0;
+  int64_t cache_bytes_used = 0;
+  int64_t cache_bytes_quota = 0;     // 0: the whole cache
+  int64_t cache_bytes_reserved = 0;  // its floor
+  int64_t block_hits_total = 0;
+  int64_t block_misses_total = 0;
+  int64_t blocks_admitted_total = 0;
+  int64_t blocks_rejected_total = 0;  // read and found no slot
+  // Blocks that gave way: to others of the tenant as it met its ceiling, to anybody's, and as
+  // SetQuota lowered the ceiling.
+  int64_t evictions_by_ceiling_total = 0;
+  int64_t evictions_by_pressure_total = 0;
+  int64_t evictions_by_quota_total = 0;
 };
 
 // Invariant: arena_bytes_used + arena_bytes_free = arena_bytes, and, while no call or build runs,
@@ -61,9 +83,25 @@ struct EngineStats {
   int64_t tokens_visible_total = 0;
   int64_t tokens_exact_total = 0;
   int64_t tokens_estimated_total = 0;
+  int64_t tokens_degraded_total = 0;
   int64_t bytes_dense_total = 0;
   int64_t bytes_read_total = 0;
   double attend_seconds_total = 0.0;
+
+  // With TierOptions; blocks' hits, misses and evictions are the tenants'.
+  int64_t block_bytes = 0;
+  int64_t cache_bytes = 0;           // slots of the cache
+  int64_t cache_bytes_free = 0;
+  int64_t cache_bytes_pinned = 0;    // that calls read now
+  int64_t staging_bytes = 0;         // for blocks that are being read
+  int64_t reads_pending = 0;         // blocks asked for that have not come
+  int64_t backing_bytes_used = 0;    // of the file
+  int64_t backing_bytes_free = 0;    // holes in it
+  int64_t blocks_read_total = 0;     // for misses
+  int64_t tier_bytes_read_total = 0;  // blocks, and segments as a whole for merges and truncation
+  int64_t tier_bytes_written_total = 0;
+  int64_t read_failures_total = 0;
+  double tiers_open_seconds = 0.0;   // that Open took for file and cache
 };
 
 }  // namespace wavekv

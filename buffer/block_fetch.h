@@ -71,8 +71,9 @@ class BlockFetch {
   // Whether something was requested that is not yet admitted.
   bool has_leftovers() const { return !by_block_.empty(); }
 
-  int64_t num_hits() const { return num_hits_; }
-  int64_t num_misses() const { return num_misses_; }
+  // Look-ups since the lease began.
+  int64_t num_hits() const { return num_hits_ + tenant_hits_; }
+  int64_t num_misses() const { return num_misses_ + tenant_misses_; }
   int64_t bytes_read() const { return bytes_read_; }
 
  private:

@@ -15,7 +15,7 @@ namespace wavekv {
 namespace {
 
 // Share of the cache's bytes that reads in flight take, unless calls need more.
-constexpr int64_t kStagingShare = 16;
+constexpr int64_t kStagingShare = 64;
 // Of the cache's bytes that they take at most.
 constexpr int64_t kStagingShareMax = 2;
 

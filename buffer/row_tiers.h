@@ -29,7 +29,7 @@ struct RowTiersOptions {
   KvShape kv;
   int64_t block_tokens = 0;  // 0: BlockShape's default
   // DRAM for rows: slots of the cache, and the memory that misses are read into, which is a
-  // sixteenth of it unless the calls below need more.
+  // sixty-fourth of it unless the calls below need more.
   int64_t cache_bytes = 0;
   ReplacementKind replacement = ReplacementKind::kLru;
   // Calls at a time that read; others wait. Each has room for as many missed blocks at a time.

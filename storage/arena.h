@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 
 namespace wavekv {
 
@@ -45,6 +46,11 @@ class Arena {
   void FailAllocations(int64_t after, int64_t count);
   // For tests. Reads all free blocks.
   bool FreeBlocksAreZero() const;
+
+  // For tests.
+  absl::Span<std::byte> memory() const {
+    return absl::MakeSpan(base_, static_cast<size_t>(bytes()));
+  }
 
   int64_t bytes() const { return num_blocks_ * kBlockBytes; }
   int64_t used_bytes() const;

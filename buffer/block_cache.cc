@@ -42,20 +42,19 @@ struct RecentLookups {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockCache>> BlockCache::Create(const Options& options) {
-  if (options.memory.num_slots > kPolicySlotsMax) {
-    return absl::InvalidArgumentError(fmt::format("num_slots must be at most {}, got {}",
-                                                  kPolicySlotsMax, options.memory.num_slots));
-  }
+  WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<PolicySlots> policy_slots,
+                          MakePolicySlots(options.replacement, options.memory.num_slots));
   WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<SlotMemory> memory, SlotMemory::Create(options.memory));
-  return std::unique_ptr<BlockCache>(new BlockCache(options, std::move(memory)));
+  return std::unique_ptr<BlockCache>(new BlockCache(std::move(memory), std::move(policy_slots)));
 }
 
-BlockCache::BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory)
-    : replacement_(options.replacement),
-      memory_(std::move(memory)),
+BlockCache::BlockCache(std::unique_ptr<SlotMemory> memory,
+                       std::shared_ptr<PolicySlots> policy_slots)
+    : memory_(std::move(memory)),
       pins_(std::make_unique<std::atomic<int32_t>[]>(memory_->num_slots())),
       stamps_(std::make_unique<std::atomic<uint32_t>[]>(memory_->num_slots())),
-      owners_(std::make_unique<Owner[]>(memory_->num_slots())) {
+      owners_(std::make_unique<Owner[]>(memory_->num_slots())),
+      policy_slots_(std::move(policy_slots)) {
   free_.reserve(memory_->num_slots());
   // The lowest slots are taken first.
   for (int64_t i = memory_->num_slots(); i > 0; --i) {
@@ -87,8 +86,6 @@ absl::Status BlockCache::CheckFloor(int64_t floor_slots, int64_t others_slots) c
 
 absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& share) {
   WAVEKV_RETURN_IF_ERROR(CheckShare(share));
-  WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ReplacementPolicy> policy,
-                          MakeReplacementPolicy(replacement_, memory_->num_slots()));
   std::lock_guard<std::mutex> lock(mutex_);
   WAVEKV_RETURN_IF_ERROR(CheckFloor(share.floor_slots, floors_));
   TenantId id = 0;
@@ -115,7 +112,7 @@ absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& sha
   added.share = share;
   added.stats = {};
   added.limit_slots = share.ceiling_slots;
-  added.policy = std::move(policy);
+  added.policy = MakeReplacementPolicy(policy_slots_);
   added.stuck_step.reset();
   added.stuck_admission = 0;
   return id;

@@ -180,7 +180,7 @@ class BlockCache {
     uint64_t admission = 0;
   };
 
-  BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory);
+  BlockCache(std::unique_ptr<SlotMemory> memory, std::shared_ptr<PolicySlots> policy_slots);
 
   // Tenants lie in chunks of 64, 128, 256, .. that never move, so that those who hold no lock find
   // theirs while others are added.
@@ -206,7 +206,6 @@ class BlockCache {
   // Without: zeroes closed slots of nobody, and makes them free.
   void Free(absl::Span<const uint32_t> slots);
 
-  const ReplacementKind replacement_;
   const std::unique_ptr<SlotMemory> memory_;
   // Per slot. Apart from the owners, so that look-ups touch eight bytes a slot.
   const std::unique_ptr<std::atomic<int32_t>[]> pins_;
@@ -215,6 +214,7 @@ class BlockCache {
   mutable std::mutex mutex_;
   // Guarded by mutex_, but for the tenants' counters.
   const std::unique_ptr<Owner[]> owners_;
+  const std::shared_ptr<PolicySlots> policy_slots_;
   std::vector<uint32_t> free_;  // a stack
   std::array<std::atomic<Tenant*>, kChunks> chunks_{};
   std::vector<std::unique_ptr<Tenant[]>> chunk_memory_;

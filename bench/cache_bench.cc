@@ -1,6 +1,7 @@
 // How often caches of the fast tier would hit, by replacement policy, unit of caching and size, on
 // what consecutive queries read of the shipped trace and of synthetic heads. Hit ratios come from
-// replaying recorded reads; the times are those of the policies alone, per look-up.
+// replaying recorded reads; the times are those of the policies alone, per look-up, and of looking
+// up blocks that are all there (PinRelease).
 //
 // The last line: the trace with the default zones, and as RetroInfer reports it with whole clusters
 // (1.8 % of the tokens, zones `clusters`, LRU):
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "bench/cache_replay.h"
 #include "bench/head_source.h"
 #include "bench/unit_trace.h"
+#include "buffer/block_cache.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 
@@ -194,6 +197,47 @@ void PrintHints(const Recording& recording) {
   }
 }
 
+// A layer's look-ups when everything is resident: the bookkeeping that every hit pays.
+void RunPinRelease(benchmark::State& state) {
+  constexpr int64_t kBlocks = int64_t{1} << 18;
+  constexpr int64_t kLookups = 15000;
+  const auto cache = BlockCache::Create({.memory = {.num_slots = kBlocks, .slot_bytes = 64}});
+  if (!cache.ok()) return state.SkipWithError(std::string(cache.status().message()).c_str());
+  BlockTable table(kBlocks, 0, (*cache)->AddTenant({}).value());
+  std::mt19937 random(1);
+  // Slots in no order, as after many evictions.
+  const std::vector<std::byte> bytes(64);
+  std::vector<BlockCache::Missed> missed;
+  for (int64_t block = 0; block < kBlocks; ++block) missed.push_back({&table, block, bytes.data()});
+  std::shuffle(missed.begin(), missed.end(), random);
+  (*cache)->Admit(0, missed);
+  // Several layers' worth, so that no round finds what the last one left in the caches.
+  std::vector<std::vector<int64_t>> rounds(16);
+  for (std::vector<int64_t>& blocks : rounds) {
+    for (int64_t i = 0; i < kLookups; ++i) {
+      blocks.push_back(static_cast<int64_t>(random() % kBlocks));
+    }
+    std::sort(blocks.begin(), blocks.end());
+  }
+  std::vector<uint32_t> slots;
+  slots.reserve(kLookups);
+  uint32_t step = 0;
+  for (auto _ : state) {
+    ++step;
+    slots.clear();
+    for (const int64_t block : rounds[step % rounds.size()]) {
+      const uint32_t slot = (*cache)->Pin(table, block, step);
+      if (slot != BlockCache::kNoSlot) slots.push_back(slot);
+    }
+    const auto num_hits = static_cast<int64_t>(slots.size());
+    (*cache)->CountLookups(table.tenant(), num_hits, kLookups - num_hits);
+    (*cache)->Release(slots);
+  }
+  state.counters["per_block"] = benchmark::Counter(
+      kLookups, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  (*cache)->Drop(table);
+}
+
 class CacheBench {
  public:
   explicit CacheBench(const Arguments& arguments) : arguments_(arguments) {}
@@ -220,6 +264,8 @@ class CacheBench {
                                    [this, kind](benchmark::State& state) { Run(state, kind); })
           ->Unit(benchmark::kMillisecond);
     }
+    benchmark::RegisterBenchmark("PinRelease/slots:262144/blocks:15000", RunPinRelease)
+        ->Unit(benchmark::kMicrosecond);
     return absl::OkStatus();
   }
 

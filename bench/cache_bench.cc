@@ -104,14 +104,16 @@ void PrintHitRatios(const Recording& recording) {
       "queries counted\n"
       "reads, requests and KiB are per query and head; sizes are shares of the bytes of all blocks;"
       " lru-: a step's misses push out what the step has read\n"
-      "{:>8} {:>6} {:>7} {:>6} | hit ratio: {:>6} {:>6} {:>6} {:>6} {:>6} | requests: {:>6} {:>6} |"
+      "lazy: lru that hears of reads when it names a victim, as the block cache's does\n"
+      "{:>8} {:>6} {:>7} {:>6} | hit ratio: {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} | requests: {:>6} "
+      "{:>6} |"
       " KiB fetched: {:>7} {:>7} {:>7}\n",
       recording.source, recording.zones, recording.heads.size(), recording.num_tokens,
       static_cast<double>(recording.all_bytes) / (1 << 20),
       100.0 * (static_cast<double>(recording.all_bytes) / static_cast<double>(token_bytes) - 1.0),
       recording.num_queries - recording.num_queries / 4, recording.num_queries, "unit", "reads",
-      "KiB", "size", "lru-", "lru", "slru", "s3fifo", "belady", "lru", "s3fifo", "lru", "s3fifo",
-      "belady");
+      "KiB", "size", "lru-", "lru", "lazy", "slru", "s3fifo", "belady", "lru", "s3fifo", "lru",
+      "s3fifo", "belady");
   std::vector<std::pair<std::string, CacheUnit>> units = {{"token", kTokens}};
   for (int64_t tokens = 2; tokens < recording.Blocks().tokens; tokens *= 2) {
     units.emplace_back(fmt::format("{} tokens", tokens), CacheUnit{tokens});
@@ -124,6 +126,7 @@ void PrintHitRatios(const Recording& recording) {
       const int64_t cache_bytes = recording.CacheBytes(size);
       const ReplayResult plain = Replay(trace, {.keep_step = false}, cache_bytes);
       const ReplayResult lru = Replay(trace, {ReplacementKind::kLru}, cache_bytes);
+      const ReplayResult lazy = Replay(trace, {.touch_lazily = true}, cache_bytes);
       const ReplayResult slru = Replay(trace, {ReplacementKind::kSlru}, cache_bytes);
       const ReplayResult s3fifo = Replay(trace, {ReplacementKind::kS3Fifo}, cache_bytes);
       const ReplayResult belady = ReplayBelady(trace, cache_bytes);
@@ -132,11 +135,13 @@ void PrintHitRatios(const Recording& recording) {
       };
       fmt::print(
           "{:>8} {:>6.1f} {:>7.1f} {:>5.1f}% |            {:>6.3f} {:>6.3f} {:>6.3f} {:>6.3f} "
-          "{:>6.3f} |           {:>6.1f} {:>6.1f} |              {:>7.1f} {:>7.1f} {:>7.1f}\n",
+          "{:>6.3f} {:>6.3f} |           {:>6.1f} {:>6.1f} |              {:>7.1f} {:>7.1f} "
+          "{:>7.1f}\n",
           name, each(lru.num_reads), each(lru.bytes_read) / 1024, 100.0 * size, plain.hit_ratio(),
-          lru.hit_ratio(), slru.hit_ratio(), s3fifo.hit_ratio(), belady.hit_ratio(),
-          each(lru.num_requests), each(s3fifo.num_requests), KiB(lru.bytes_missed, recording),
-          KiB(s3fifo.bytes_missed, recording), KiB(belady.bytes_missed, recording));
+          lru.hit_ratio(), lazy.hit_ratio(), slru.hit_ratio(), s3fifo.hit_ratio(),
+          belady.hit_ratio(), each(lru.num_requests), each(s3fifo.num_requests),
+          KiB(lru.bytes_missed, recording), KiB(s3fifo.bytes_missed, recording),
+          KiB(belady.bytes_missed, recording));
     }
   }
 }

@@ -1,7 +1,7 @@
 // How often caches of the fast tier would hit, by replacement policy, unit of caching and size, on
 // what consecutive queries read of the shipped trace and of synthetic heads. Hit ratios come from
 // replaying recorded reads; the times are those of the policies alone, per look-up, and of looking
-// up blocks that are all there (PinRelease).
+// up blocks that are all there (PinRelease) and admitting some where no slot is free (Admit).
 //
 // The last line: the trace with the default zones, and as RetroInfer reports it with whole clusters
 // (1.8 % of the tokens, zones `clusters`, LRU):
@@ -243,6 +243,35 @@ void RunPinRelease(benchmark::State& state) {
   (*cache)->Drop(table);
 }
 
+// Admission, each block in the place of another one, of slots divided among so many tenants.
+void RunAdmit(benchmark::State& state) {
+  constexpr int64_t kSlots = 1 << 16;
+  constexpr int64_t kMisses = 64;  // in a call
+  const auto cache = BlockCache::Create({.memory = {.num_slots = kSlots, .slot_bytes = 64}});
+  if (!cache.ok()) return state.SkipWithError(std::string(cache.status().message()).c_str());
+  const int64_t num_blocks = 2 * kSlots / state.range(0);  // of a tenant
+  std::vector<std::unique_ptr<BlockTable>> tables;
+  for (int64_t t = 0; t < state.range(0); ++t) {
+    tables.push_back(
+        std::make_unique<BlockTable>(num_blocks, t * num_blocks, (*cache)->AddTenant({}).value()));
+  }
+  const std::vector<std::byte> bytes(64);
+  std::vector<BlockCache::Missed> missed(kMisses);
+  uint32_t step = 0;
+  int64_t next = 0;  // a circle through twice as many blocks as there are slots
+  for (auto _ : state) {
+    for (BlockCache::Missed& miss : missed) {
+      BlockTable& table = *tables[next % state.range(0)];
+      miss = {&table, next / state.range(0) % num_blocks, bytes.data()};
+      ++next;
+    }
+    (*cache)->Admit(++step, missed);
+  }
+  state.counters["per_block"] = benchmark::Counter(
+      kMisses, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  for (const auto& table : tables) (*cache)->Drop(*table);
+}
+
 class CacheBench {
  public:
   explicit CacheBench(const Arguments& arguments) : arguments_(arguments) {}
@@ -270,6 +299,12 @@ class CacheBench {
           ->Unit(benchmark::kMillisecond);
     }
     benchmark::RegisterBenchmark("PinRelease/slots:262144/blocks:15000", RunPinRelease)
+        ->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark("Admit/64", RunAdmit)
+        ->ArgName("tenants")
+        ->Arg(1)
+        ->Arg(64)
+        ->Arg(1024)
         ->Unit(benchmark::kMicrosecond);
     return absl::OkStatus();
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -42,10 +43,19 @@ struct RecentLookups {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockCache>> BlockCache::Create(const Options& options) {
-  WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<PolicySlots> policy_slots,
-                          MakePolicySlots(options.replacement, options.memory.num_slots));
+  if (options.memory.num_slots > kPolicySlotsMax) {
+    return absl::InvalidArgumentError(fmt::format("num_slots must be at most {}, got {}",
+                                                  kPolicySlotsMax, options.memory.num_slots));
+  }
   WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<SlotMemory> memory, SlotMemory::Create(options.memory));
-  return std::unique_ptr<BlockCache>(new BlockCache(std::move(memory), std::move(policy_slots)));
+  try {
+    WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<PolicySlots> policy_slots,
+                            MakePolicySlots(options.replacement, options.memory.num_slots));
+    return std::unique_ptr<BlockCache>(new BlockCache(std::move(memory), std::move(policy_slots)));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        fmt::format("no memory for the bookkeeping of {} slots", options.memory.num_slots));
+  }
 }
 
 BlockCache::BlockCache(std::unique_ptr<SlotMemory> memory,
@@ -194,7 +204,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
           continue;
         }
         slots[i] = slot;
-        owners_[slot] = {.table = miss.table, .block = miss.block, .seen_stamp = step};
+        owners_[slot] = {miss.table, static_cast<uint32_t>(miss.block), step};
         stamps_[slot].store(step, std::memory_order_relaxed);
         owner.policy->Insert(slot, miss.table->key(miss.block));
         ++owner.stats.slots_used;

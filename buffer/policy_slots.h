@@ -1,6 +1,7 @@
 #ifndef WAVEKV_BUFFER_POLICY_SLOTS_H_
 #define WAVEKV_BUFFER_POLICY_SLOTS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -24,8 +25,7 @@ struct PolicySlots {
     if (kind != ReplacementKind::kS3Fifo) return;
     fingerprints.resize(num_slots);
     // As many as the main queue has slots when all are in use.
-    ghosts.emplace(num_slots < 10 ? (num_slots > 1 ? num_slots - 1 : 1)
-                                  : num_slots - num_slots / 10);
+    ghosts.emplace(std::max(1u, num_slots - std::max(1u, num_slots / 10)));
   }
 
   const ReplacementKind kind;

@@ -192,6 +192,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (search.admission == 0) search.admission = ++num_admissions_;
+      search.has_prices = false;
       for (size_t i = 0; i < group.size(); ++i) {
         const Missed& miss = group[i];
         slots[i] = kNoSlot;
@@ -221,7 +222,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
   }
 }
 
-uint32_t BlockCache::TakeSlot(TenantId id, const Search& search) {
+uint32_t BlockCache::TakeSlot(TenantId id, Search& search) {
   Tenant& owner = tenant(id);
   const int64_t ceiling = owner.share.ceiling_slots;
   if (ceiling > 0 && owner.stats.slots_used >= ceiling) {
@@ -246,7 +247,16 @@ uint32_t BlockCache::TakeSlot(TenantId id, const Search& search) {
   return kNoSlot;
 }
 
-std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, const Search& search) const {
+std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, Search& search) {
+  if (!search.has_prices) {
+    for (TenantId t = 0; t < num_tenants_; ++t) {
+      Tenant& other = tenant(t);
+      const double ratio =
+          RecentLookups::Unpack(other.recent.load(std::memory_order_relaxed)).ratio();
+      other.price = 1.0 / (other.share.weight * std::max(kHitRatioMin, ratio));
+    }
+    search.has_prices = true;
+  }
   std::optional<TenantId> payer;
   double most = 0.0;
   for (TenantId t = 0; t < num_tenants_; ++t) {
@@ -258,9 +268,7 @@ std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, const Search&
     const auto beyond = static_cast<double>(used - other.share.floor_slots);
     if (t != id && beyond <= 0.0) continue;
     if (other.stuck_admission == search.admission || other.stuck_step == search.step) continue;
-    const double ratio =
-        RecentLookups::Unpack(other.recent.load(std::memory_order_relaxed)).ratio();
-    const double excess = beyond / (other.share.weight * std::max(kHitRatioMin, ratio));
+    const double excess = beyond * other.price;
     if (!payer.has_value() || excess > most) {
       payer = t;
       most = excess;

@@ -110,7 +110,7 @@ class Model {
         if (other.entries.empty() || (other_id != id && beyond <= 0.0)) continue;
         if (other.stuck_step == step || cannot_pay_.count(other_id) > 0) continue;
         const double ratio = std::max(0.05, cache_.stats(other_id).recent_hit_ratio);
-        const double excess = beyond / (other.share.weight * ratio);
+        const double excess = beyond * (1.0 / (other.share.weight * ratio));  // rounded alike
         if (payer.has_value() && excess <= most) continue;
         payer = other_id;
         most = excess;

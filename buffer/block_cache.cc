@@ -358,7 +358,7 @@ void BlockCache::Drop(BlockTable& table) {
       for (; block < table.num_blocks() && count < kGroup; ++block) {
         const uint32_t slot = table.slot(block);
         if (slot == kNoSlot) continue;
-        pins_[slot].fetch_add(kClosed, std::memory_order_relaxed);
+        pins_[slot].fetch_add(kClosed, std::memory_order_acquire);
         owners_[slot] = {};
         table.slots_[block].store(kNoSlot, std::memory_order_release);
         owner.policy->Remove(slot);

@@ -1,6 +1,7 @@
 // How often caches of the fast tier would hit, by replacement policy, unit of caching and size, on
 // what consecutive queries read of the shipped trace and of synthetic heads. Hit ratios come from
-// replaying recorded reads; the times are those of the policies alone, per look-up.
+// replaying recorded reads; the times are those of the policies alone, per look-up, and of looking
+// up blocks that are all there (PinRelease) and admitting some where no slot is free (Admit).
 //
 // The last line: the trace with the default zones, and as RetroInfer reports it with whole clusters
 // (1.8 % of the tokens, zones `clusters`, LRU):
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "bench/cache_replay.h"
 #include "bench/head_source.h"
 #include "bench/unit_trace.h"
+#include "buffer/block_cache.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 
@@ -101,14 +104,16 @@ void PrintHitRatios(const Recording& recording) {
       "queries counted\n"
       "reads, requests and KiB are per query and head; sizes are shares of the bytes of all blocks;"
       " lru-: a step's misses push out what the step has read\n"
-      "{:>8} {:>6} {:>7} {:>6} | hit ratio: {:>6} {:>6} {:>6} {:>6} {:>6} | requests: {:>6} {:>6} |"
+      "lazy: lru that hears of reads when it names a victim, as the block cache's does\n"
+      "{:>8} {:>6} {:>7} {:>6} | hit ratio: {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} | requests: {:>6} "
+      "{:>6} |"
       " KiB fetched: {:>7} {:>7} {:>7}\n",
       recording.source, recording.zones, recording.heads.size(), recording.num_tokens,
       static_cast<double>(recording.all_bytes) / (1 << 20),
       100.0 * (static_cast<double>(recording.all_bytes) / static_cast<double>(token_bytes) - 1.0),
       recording.num_queries - recording.num_queries / 4, recording.num_queries, "unit", "reads",
-      "KiB", "size", "lru-", "lru", "slru", "s3fifo", "belady", "lru", "s3fifo", "lru", "s3fifo",
-      "belady");
+      "KiB", "size", "lru-", "lru", "lazy", "slru", "s3fifo", "belady", "lru", "s3fifo", "lru",
+      "s3fifo", "belady");
   std::vector<std::pair<std::string, CacheUnit>> units = {{"token", kTokens}};
   for (int64_t tokens = 2; tokens < recording.Blocks().tokens; tokens *= 2) {
     units.emplace_back(fmt::format("{} tokens", tokens), CacheUnit{tokens});
@@ -121,6 +126,7 @@ void PrintHitRatios(const Recording& recording) {
       const int64_t cache_bytes = recording.CacheBytes(size);
       const ReplayResult plain = Replay(trace, {.keep_step = false}, cache_bytes);
       const ReplayResult lru = Replay(trace, {ReplacementKind::kLru}, cache_bytes);
+      const ReplayResult lazy = Replay(trace, {.touch_lazily = true}, cache_bytes);
       const ReplayResult slru = Replay(trace, {ReplacementKind::kSlru}, cache_bytes);
       const ReplayResult s3fifo = Replay(trace, {ReplacementKind::kS3Fifo}, cache_bytes);
       const ReplayResult belady = ReplayBelady(trace, cache_bytes);
@@ -129,11 +135,13 @@ void PrintHitRatios(const Recording& recording) {
       };
       fmt::print(
           "{:>8} {:>6.1f} {:>7.1f} {:>5.1f}% |            {:>6.3f} {:>6.3f} {:>6.3f} {:>6.3f} "
-          "{:>6.3f} |           {:>6.1f} {:>6.1f} |              {:>7.1f} {:>7.1f} {:>7.1f}\n",
+          "{:>6.3f} {:>6.3f} |           {:>6.1f} {:>6.1f} |              {:>7.1f} {:>7.1f} "
+          "{:>7.1f}\n",
           name, each(lru.num_reads), each(lru.bytes_read) / 1024, 100.0 * size, plain.hit_ratio(),
-          lru.hit_ratio(), slru.hit_ratio(), s3fifo.hit_ratio(), belady.hit_ratio(),
-          each(lru.num_requests), each(s3fifo.num_requests), KiB(lru.bytes_missed, recording),
-          KiB(s3fifo.bytes_missed, recording), KiB(belady.bytes_missed, recording));
+          lru.hit_ratio(), lazy.hit_ratio(), slru.hit_ratio(), s3fifo.hit_ratio(),
+          belady.hit_ratio(), each(lru.num_requests), each(s3fifo.num_requests),
+          KiB(lru.bytes_missed, recording), KiB(s3fifo.bytes_missed, recording),
+          KiB(belady.bytes_missed, recording));
     }
   }
 }
@@ -194,6 +202,76 @@ void PrintHints(const Recording& recording) {
   }
 }
 
+// A layer's look-ups when everything is resident: the bookkeeping that every hit pays.
+void RunPinRelease(benchmark::State& state) {
+  constexpr int64_t kBlocks = int64_t{1} << 18;
+  constexpr int64_t kLookups = 15000;
+  const auto cache = BlockCache::Create({.memory = {.num_slots = kBlocks, .slot_bytes = 64}});
+  if (!cache.ok()) return state.SkipWithError(std::string(cache.status().message()).c_str());
+  BlockTable table(kBlocks, 0, (*cache)->AddTenant({}).value());
+  std::mt19937 random(1);
+  // Slots in no order, as after many evictions.
+  const std::vector<std::byte> bytes(64);
+  std::vector<BlockCache::Missed> missed;
+  for (int64_t block = 0; block < kBlocks; ++block) missed.push_back({&table, block, bytes.data()});
+  std::shuffle(missed.begin(), missed.end(), random);
+  (*cache)->Admit(0, missed);
+  // Several layers' worth, so that no round finds what the last one left in the caches.
+  std::vector<std::vector<int64_t>> rounds(16);
+  for (std::vector<int64_t>& blocks : rounds) {
+    for (int64_t i = 0; i < kLookups; ++i) {
+      blocks.push_back(static_cast<int64_t>(random() % kBlocks));
+    }
+    std::sort(blocks.begin(), blocks.end());
+  }
+  std::vector<uint32_t> slots;
+  slots.reserve(kLookups);
+  uint32_t step = 0;
+  for (auto _ : state) {
+    ++step;
+    slots.clear();
+    for (const int64_t block : rounds[step % rounds.size()]) {
+      const uint32_t slot = (*cache)->Pin(table, block, step);
+      if (slot != BlockCache::kNoSlot) slots.push_back(slot);
+    }
+    const auto num_hits = static_cast<int64_t>(slots.size());
+    (*cache)->CountLookups(table.tenant(), num_hits, kLookups - num_hits);
+    (*cache)->Release(slots);
+  }
+  state.counters["per_block"] = benchmark::Counter(
+      kLookups, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  (*cache)->Drop(table);
+}
+
+// Admission, each block in the place of another one, of slots divided among so many tenants.
+void RunAdmit(benchmark::State& state) {
+  constexpr int64_t kSlots = 1 << 16;
+  constexpr int64_t kMisses = 64;  // in a call
+  const auto cache = BlockCache::Create({.memory = {.num_slots = kSlots, .slot_bytes = 64}});
+  if (!cache.ok()) return state.SkipWithError(std::string(cache.status().message()).c_str());
+  const int64_t num_blocks = 2 * kSlots / state.range(0);  // of a tenant
+  std::vector<std::unique_ptr<BlockTable>> tables;
+  for (int64_t t = 0; t < state.range(0); ++t) {
+    tables.push_back(
+        std::make_unique<BlockTable>(num_blocks, t * num_blocks, (*cache)->AddTenant({}).value()));
+  }
+  const std::vector<std::byte> bytes(64);
+  std::vector<BlockCache::Missed> missed(kMisses);
+  uint32_t step = 0;
+  int64_t next = 0;  // a circle through twice as many blocks as there are slots
+  for (auto _ : state) {
+    for (BlockCache::Missed& miss : missed) {
+      BlockTable& table = *tables[next % state.range(0)];
+      miss = {&table, next / state.range(0) % num_blocks, bytes.data()};
+      ++next;
+    }
+    (*cache)->Admit(++step, missed);
+  }
+  state.counters["per_block"] = benchmark::Counter(
+      kMisses, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  for (const auto& table : tables) (*cache)->Drop(*table);
+}
+
 class CacheBench {
  public:
   explicit CacheBench(const Arguments& arguments) : arguments_(arguments) {}
@@ -220,6 +298,14 @@ class CacheBench {
                                    [this, kind](benchmark::State& state) { Run(state, kind); })
           ->Unit(benchmark::kMillisecond);
     }
+    benchmark::RegisterBenchmark("PinRelease/slots:262144/blocks:15000", RunPinRelease)
+        ->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark("Admit/64", RunAdmit)
+        ->ArgName("tenants")
+        ->Arg(1)
+        ->Arg(64)
+        ->Arg(1024)
+        ->Unit(benchmark::kMicrosecond);
     return absl::OkStatus();
   }
 

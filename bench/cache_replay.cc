@@ -27,6 +27,7 @@ class Cache {
     policy_ = MakeReplacementPolicy(options.kind, num_slots).value();
     unit_in_.resize(num_slots);
     read_in_.resize(num_slots);
+    seen_step_.resize(num_slots);
     for (int64_t slot = num_slots - 1; slot >= 0; --slot) {
       free_.push_back(static_cast<uint32_t>(slot));
     }
@@ -40,8 +41,9 @@ class Cache {
   bool Holds(uint32_t unit) const { return slot_of_[unit] != kNone; }
 
   void Touch(uint32_t unit) {
-    policy_->Touch(slot_of_[unit]);
-    read_in_[slot_of_[unit]] = now_;
+    const uint32_t slot = slot_of_[unit];
+    if (!options_.touch_lazily) policy_->Touch(slot);
+    read_in_[slot] = now_;
   }
 
   void Admit(uint32_t unit) {
@@ -53,6 +55,12 @@ class Cache {
         is_stuck_ = true;
         return;
       }
+      if (options_.touch_lazily && seen_step_[*victim] != read_in_[*victim].step) {
+        seen_step_[*victim] = read_in_[*victim].step;
+        policy_->Insert(*victim, unit_in_[*victim]);
+        policy_->Touch(*victim);
+        continue;
+      }
       used_bytes_ -= trace_.unit_bytes[unit_in_[*victim]];
       slot_of_[unit_in_[*victim]] = kNone;
       free_.push_back(*victim);
@@ -63,6 +71,7 @@ class Cache {
     slot_of_[unit] = slot;
     unit_in_[slot] = unit;
     read_in_[slot] = now_;
+    seen_step_[slot] = now_.step;
     policy_->Insert(slot, unit);
   }
 
@@ -84,9 +93,10 @@ class Cache {
   int64_t used_bytes_ = 0;
   Moment now_;
   bool is_stuck_ = false;
-  std::vector<uint32_t> slot_of_;  // per unit
-  std::vector<uint32_t> unit_in_;  // per slot
-  std::vector<Moment> read_in_;    // per slot
+  std::vector<uint32_t> slot_of_;   // per unit
+  std::vector<uint32_t> unit_in_;   // per slot
+  std::vector<Moment> read_in_;     // per slot
+  std::vector<int64_t> seen_step_;  // per slot: the last that the policy heard of
   std::vector<uint32_t> free_;
 };
 

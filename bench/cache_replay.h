@@ -45,6 +45,9 @@ struct ReplayOptions {
   // Units that were read in a step do not give way to later misses of the same step. Without it,
   // only a batch's own units are safe from its misses.
   bool keep_step = true;
+  // The policy hears of the steps that read a unit when it names it as its victim, which then
+  // stays, as in BlockCache; else at once.
+  bool touch_lazily = false;
   bool use_hints = false;  // fetch those that are not there, and admit them as misses
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -47,15 +48,23 @@ absl::StatusOr<std::unique_ptr<BlockCache>> BlockCache::Create(const Options& op
                                                   kPolicySlotsMax, options.memory.num_slots));
   }
   WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<SlotMemory> memory, SlotMemory::Create(options.memory));
-  return std::unique_ptr<BlockCache>(new BlockCache(options, std::move(memory)));
+  try {
+    WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<PolicySlots> policy_slots,
+                            MakePolicySlots(options.replacement, options.memory.num_slots));
+    return std::unique_ptr<BlockCache>(new BlockCache(std::move(memory), std::move(policy_slots)));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        fmt::format("no memory for the bookkeeping of {} slots", options.memory.num_slots));
+  }
 }
 
-BlockCache::BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory)
-    : replacement_(options.replacement),
-      memory_(std::move(memory)),
+BlockCache::BlockCache(std::unique_ptr<SlotMemory> memory,
+                       std::shared_ptr<PolicySlots> policy_slots)
+    : memory_(std::move(memory)),
       pins_(std::make_unique<std::atomic<int32_t>[]>(memory_->num_slots())),
       stamps_(std::make_unique<std::atomic<uint32_t>[]>(memory_->num_slots())),
-      owners_(std::make_unique<Owner[]>(memory_->num_slots())) {
+      owners_(std::make_unique<Owner[]>(memory_->num_slots())),
+      policy_slots_(std::move(policy_slots)) {
   free_.reserve(memory_->num_slots());
   // The lowest slots are taken first.
   for (int64_t i = memory_->num_slots(); i > 0; --i) {
@@ -87,8 +96,6 @@ absl::Status BlockCache::CheckFloor(int64_t floor_slots, int64_t others_slots) c
 
 absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& share) {
   WAVEKV_RETURN_IF_ERROR(CheckShare(share));
-  WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ReplacementPolicy> policy,
-                          MakeReplacementPolicy(replacement_, memory_->num_slots()));
   std::lock_guard<std::mutex> lock(mutex_);
   WAVEKV_RETURN_IF_ERROR(CheckFloor(share.floor_slots, floors_));
   TenantId id = 0;
@@ -115,7 +122,7 @@ absl::StatusOr<BlockCache::TenantId> BlockCache::AddTenant(const CacheShare& sha
   added.share = share;
   added.stats = {};
   added.limit_slots = share.ceiling_slots;
-  added.policy = std::move(policy);
+  added.policy = MakeReplacementPolicy(policy_slots_);
   added.stuck_step.reset();
   added.stuck_admission = 0;
   return id;
@@ -185,6 +192,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (search.admission == 0) search.admission = ++num_admissions_;
+      search.has_prices = false;
       for (size_t i = 0; i < group.size(); ++i) {
         const Missed& miss = group[i];
         slots[i] = kNoSlot;
@@ -197,7 +205,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
           continue;
         }
         slots[i] = slot;
-        owners_[slot] = {.table = miss.table, .block = miss.block, .seen_stamp = step};
+        owners_[slot] = {miss.table, static_cast<uint32_t>(miss.block), step};
         stamps_[slot].store(step, std::memory_order_relaxed);
         owner.policy->Insert(slot, miss.table->key(miss.block));
         ++owner.stats.slots_used;
@@ -214,7 +222,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
   }
 }
 
-uint32_t BlockCache::TakeSlot(TenantId id, const Search& search) {
+uint32_t BlockCache::TakeSlot(TenantId id, Search& search) {
   Tenant& owner = tenant(id);
   const int64_t ceiling = owner.share.ceiling_slots;
   if (ceiling > 0 && owner.stats.slots_used >= ceiling) {
@@ -239,7 +247,16 @@ uint32_t BlockCache::TakeSlot(TenantId id, const Search& search) {
   return kNoSlot;
 }
 
-std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, const Search& search) const {
+std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, Search& search) {
+  if (!search.has_prices) {
+    for (TenantId t = 0; t < num_tenants_; ++t) {
+      Tenant& other = tenant(t);
+      const double ratio =
+          RecentLookups::Unpack(other.recent.load(std::memory_order_relaxed)).ratio();
+      other.price = 1.0 / (other.share.weight * std::max(kHitRatioMin, ratio));
+    }
+    search.has_prices = true;
+  }
   std::optional<TenantId> payer;
   double most = 0.0;
   for (TenantId t = 0; t < num_tenants_; ++t) {
@@ -251,9 +268,7 @@ std::optional<BlockCache::TenantId> BlockCache::Payer(TenantId id, const Search&
     const auto beyond = static_cast<double>(used - other.share.floor_slots);
     if (t != id && beyond <= 0.0) continue;
     if (other.stuck_admission == search.admission || other.stuck_step == search.step) continue;
-    const double ratio =
-        RecentLookups::Unpack(other.recent.load(std::memory_order_relaxed)).ratio();
-    const double excess = beyond / (other.share.weight * std::max(kHitRatioMin, ratio));
+    const double excess = beyond * other.price;
     if (!payer.has_value() || excess > most) {
       payer = t;
       most = excess;
@@ -343,7 +358,7 @@ void BlockCache::Drop(BlockTable& table) {
       for (; block < table.num_blocks() && count < kGroup; ++block) {
         const uint32_t slot = table.slot(block);
         if (slot == kNoSlot) continue;
-        pins_[slot].fetch_add(kClosed, std::memory_order_relaxed);
+        pins_[slot].fetch_add(kClosed, std::memory_order_acquire);
         owners_[slot] = {};
         table.slots_[block].store(kNoSlot, std::memory_order_release);
         owner.policy->Remove(slot);

@@ -54,7 +54,9 @@ struct CacheTenantStats {
 //   Admission, behind it:  Admit what was read, CountLookups.
 //
 // A step sees the same bytes whether they lie in a slot or come from the backing tier, so the cache
-// changes no result. Nothing allocates after Create and AddTenant.
+// changes no result. Nothing allocates after Create and AddTenant. A slot costs 36 bytes besides
+// its own and a block of a table 4, with LRU (other policies: MakePolicySlots); a tenant a few
+// hundred.
 //
 // A hit costs two atomic operations on its slot's counter and one store, no lock: the replacement
 // policy learns of a use when it names the slot as its victim, and then the slot stays (so LRU
@@ -151,7 +153,7 @@ class BlockCache {
   // What lies in a slot that is in use. Guarded by mutex_.
   struct Owner {
     BlockTable* table = nullptr;
-    int64_t block = 0;
+    uint32_t block = 0;
     uint32_t seen_stamp = 0;  // the slot's when its policy last heard of it
   };
 
@@ -161,15 +163,16 @@ class BlockCache {
     std::atomic<int64_t> misses_total{0};
     std::atomic<uint64_t> recent{0};  // RecentLookups, packed
 
-    // Guarded by mutex_.
-    bool is_open = false;
+    // Guarded by mutex_. First what the search for a payer looks at, in a cache line.
+    alignas(64) bool is_open = false;
+    double price = 0.0;  // of a slot beyond the floor; Payer's
+    // Where the last search of its slots was in vain:
+    uint64_t stuck_admission = 0;        // some were pinned
+    std::optional<uint32_t> stuck_step;  // and will be, as the step has used them all
     CacheShare share;
     CacheTenantStats stats;   // but for what is counted above
     int64_t limit_slots = 0;  // its ceiling, or what it holds since SetShare put that lower
     std::unique_ptr<ReplacementPolicy> policy;
-    // Where the last search of its slots was in vain.
-    std::optional<uint32_t> stuck_step;  // and will be, as the step has used them all
-    uint64_t stuck_admission = 0;        // some were pinned
   };
 
   enum class Reason { kCeiling, kPressure, kShare };
@@ -178,9 +181,10 @@ class BlockCache {
   struct Search {
     std::optional<uint32_t> step;
     uint64_t admission = 0;
+    bool has_prices = false;  // since the lock was taken
   };
 
-  BlockCache(const Options& options, std::unique_ptr<SlotMemory> memory);
+  BlockCache(std::unique_ptr<SlotMemory> memory, std::shared_ptr<PolicySlots> policy_slots);
 
   // Tenants lie in chunks of 64, 128, 256, .. that never move, so that those who hold no lock find
   // theirs while others are added.
@@ -197,16 +201,15 @@ class BlockCache {
   // All with mutex_ held.
   //
   // A slot for one more block of the tenant, closed and of nobody; kNoSlot when none can be had.
-  uint32_t TakeSlot(TenantId id, const Search& search);
+  uint32_t TakeSlot(TenantId id, Search& search);
   uint32_t EvictFrom(Tenant& owner, const Search& search, Reason reason);
   // The tenant that gives way to `id` next, skipping those that cannot.
-  std::optional<TenantId> Payer(TenantId id, const Search& search) const;
+  std::optional<TenantId> Payer(TenantId id, Search& search);
   void Loses(Tenant& owner);  // one slot
 
   // Without: zeroes closed slots of nobody, and makes them free.
   void Free(absl::Span<const uint32_t> slots);
 
-  const ReplacementKind replacement_;
   const std::unique_ptr<SlotMemory> memory_;
   // Per slot. Apart from the owners, so that look-ups touch eight bytes a slot.
   const std::unique_ptr<std::atomic<int32_t>[]> pins_;
@@ -215,6 +218,7 @@ class BlockCache {
   mutable std::mutex mutex_;
   // Guarded by mutex_, but for the tenants' counters.
   const std::unique_ptr<Owner[]> owners_;
+  const std::shared_ptr<PolicySlots> policy_slots_;
   std::vector<uint32_t> free_;  // a stack
   std::array<std::atomic<Tenant*>, kChunks> chunks_{};
   std::vector<std::unique_ptr<Tenant[]>> chunk_memory_;

@@ -17,7 +17,7 @@ class BlockTable {
   static constexpr uint32_t kNoSlot = std::numeric_limits<uint32_t>::max();
 
   // Block b has the key first_key + b, which no living block of another table may have. The blocks
-  // are cached on the account of `tenant`, a BlockCache::TenantId.
+  // are cached on the account of `tenant`, a BlockCache::TenantId. REQUIRES: num_blocks <= 2^32.
   BlockTable(int64_t num_blocks, uint64_t first_key, uint32_t tenant)
       : num_blocks_(num_blocks),
         first_key_(first_key),

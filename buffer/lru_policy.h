@@ -1,20 +1,22 @@
 #ifndef WAVEKV_BUFFER_LRU_POLICY_H_
 #define WAVEKV_BUFFER_LRU_POLICY_H_
 
-#include <vector>
+#include <memory>
+#include <utility>
 
+#include "buffer/policy_slots.h"
 #include "buffer/replacement_policy.h"
 #include "buffer/slot_list.h"
 
 namespace wavekv {
 
-// The slot that was not read for the longest time goes first. 8 bytes a slot.
+// The slot that was not read for the longest time goes first.
 //
 // A step that reads more than there are slots leaves nothing for the next one that reads the same.
 class LruPolicy : public ReplacementPolicy {
  public:
-  // REQUIRES: as MakeReplacementPolicy.
-  explicit LruPolicy(uint32_t num_slots) : links_(num_slots), slots_(links_.data()) {}
+  explicit LruPolicy(std::shared_ptr<PolicySlots> all)
+      : all_(std::move(all)), slots_(all_->links.data()) {}
 
   void Insert(uint32_t slot, uint64_t key) override;
   void Touch(uint32_t slot) override;
@@ -22,7 +24,7 @@ class LruPolicy : public ReplacementPolicy {
   std::optional<uint32_t> Victim(CanEvict can_evict) override;
 
  private:
-  std::vector<SlotLink> links_;
+  const std::shared_ptr<PolicySlots> all_;
   SlotList slots_;
 };
 

@@ -21,7 +21,8 @@ using CanEvict = absl::FunctionRef<bool(uint32_t slot)>;
 
 // The slots in use, in the order in which they should give way.
 //
-// Memory is allocated at creation alone: none of the calls below allocates, blocks or fails.
+// Memory is allocated at creation alone, most of it for all policies that divide the same slots
+// (MakePolicySlots): none of the calls below allocates, blocks or fails.
 // Insert, Touch and Remove take constant time; so does Victim on average, apart from one question
 // for each pinned slot that it passes, and it asks a slot at most a few times in a call.
 //
@@ -64,7 +65,18 @@ absl::StatusOr<ReplacementKind> ParseReplacementKind(absl::string_view name);
 // The most slots that a policy takes.
 inline constexpr int64_t kPolicySlotsMax = int64_t{1} << 31;
 
-// A policy with no slot in use. INVALID_ARGUMENT unless num_slots is in [1, kPolicySlotsMax].
+// What several policies of one kind share when each has some of the same slots: 8 bytes a slot for
+// LRU, 9 for SLRU and 26 to 31 for S3-FIFO (policy_slots.h). INVALID_ARGUMENT unless num_slots is
+// in [1, kPolicySlotsMax].
+struct PolicySlots;
+absl::StatusOr<std::shared_ptr<PolicySlots>> MakePolicySlots(ReplacementKind kind,
+                                                             int64_t num_slots);
+
+// One of these policies, with no slot in use; a few words. A slot is in use in at most one of them,
+// and one thread at a time calls any of them.
+std::unique_ptr<ReplacementPolicy> MakeReplacementPolicy(std::shared_ptr<PolicySlots> slots);
+
+// A policy that has all slots for itself. Errors as MakePolicySlots's.
 absl::StatusOr<std::unique_ptr<ReplacementPolicy>> MakeReplacementPolicy(ReplacementKind kind,
                                                                          int64_t num_slots);
 

@@ -1,42 +1,41 @@
 #include "buffer/s3_fifo_policy.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace wavekv {
 
-S3FifoPolicy::S3FifoPolicy(uint32_t num_slots)
-    : small_size_(std::max<uint32_t>(1, num_slots / 10)),
-      entries_(num_slots),
-      links_(num_slots),
-      small_(links_.data()),
-      main_(links_.data()),
-      ghosts_(std::max<uint32_t>(1, num_slots - small_size_)) {}
+S3FifoPolicy::S3FifoPolicy(std::shared_ptr<PolicySlots> all)
+    : all_(std::move(all)), small_(all_->links.data()), main_(all_->links.data()) {}
 
 void S3FifoPolicy::PushMain(uint32_t slot) {
-  entries_[slot].num_reads = 0;
-  entries_[slot].is_main = true;
+  all_->marks[slot] = kIsMain;
   main_.PushNewest(slot);
 }
 
 void S3FifoPolicy::Insert(uint32_t slot, uint64_t key) {
   const uint32_t fingerprint = KeyFingerprint(key);
-  entries_[slot] = {.fingerprint = fingerprint};
-  if (ghosts_.Take(fingerprint)) {
+  all_->fingerprints[slot] = fingerprint;
+  if (all_->ghosts->Take(fingerprint)) {
     PushMain(slot);
   } else {
+    all_->marks[slot] = 0;
     small_.PushNewest(slot);
   }
 }
 
 void S3FifoPolicy::Touch(uint32_t slot) {
-  uint8_t& num_reads = entries_[slot].num_reads;
-  if (num_reads < kReadsMax) ++num_reads;
+  uint8_t& mark = all_->marks[slot];
+  if ((mark & kReads) < kReadsMax) ++mark;
 }
 
-void S3FifoPolicy::Remove(uint32_t slot) { (entries_[slot].is_main ? main_ : small_).Erase(slot); }
+void S3FifoPolicy::Remove(uint32_t slot) {
+  ((all_->marks[slot] & kIsMain) != 0 ? main_ : small_).Erase(slot);
+}
 
 std::optional<uint32_t> S3FifoPolicy::Victim(CanEvict can_evict) {
-  if (small_.size() >= small_size_) {
+  const uint64_t num_used = uint64_t{small_.size()} + main_.size();
+  if (small_.size() >= std::max<uint64_t>(1, num_used / 10)) {
     if (const auto slot = TakeSmall(can_evict)) return slot;
   }
   if (const auto slot = TakeMain(can_evict)) return slot;
@@ -53,11 +52,11 @@ std::optional<uint32_t> S3FifoPolicy::TakeSmall(CanEvict can_evict) {
       continue;
     }
     small_.Erase(slot);
-    if (entries_[slot].num_reads > 0) {
+    if ((all_->marks[slot] & kReads) > 0) {
       PushMain(slot);
       continue;
     }
-    ghosts_.Add(entries_[slot].fingerprint);
+    all_->ghosts->Add(all_->fingerprints[slot]);
     return slot;
   }
   return std::nullopt;
@@ -73,11 +72,11 @@ std::optional<uint32_t> S3FifoPolicy::TakeMain(CanEvict can_evict) {
       continue;
     }
     num_pinned = 0;
-    if (entries_[slot].num_reads == 0) {
+    if ((all_->marks[slot] & kReads) == 0) {
       main_.Erase(slot);
       return slot;
     }
-    --entries_[slot].num_reads;
+    --all_->marks[slot];
     main_.MoveToNewest(slot);
   }
   return std::nullopt;

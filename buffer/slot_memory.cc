@@ -1,8 +1,12 @@
 #include "buffer/slot_memory.h"
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -51,9 +55,10 @@ absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(const SlotMemoryO
     return absl::ResourceExhaustedError(
         fmt::format("cannot map {} bytes of slots: {}", bytes, std::strerror(errno)));
   }
-  madvise(base, bytes, MADV_HUGEPAGE);
   auto memory = std::unique_ptr<SlotMemory>(
       new SlotMemory(static_cast<std::byte*>(base), options.num_slots, options.slot_bytes));
+  memory->huge_pages_advised_ = madvise(base, bytes, MADV_HUGEPAGE) == 0;
+  memory->Interleave();
   memory->Prefault(options.prefault_threads);
   memory->create_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -61,6 +66,26 @@ absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(const SlotMemoryO
 }
 
 SlotMemory::~SlotMemory() { munmap(base_, bytes()); }
+
+void SlotMemory::Interleave() {
+  // The numbers of <linux/mempolicy.h>, which not every system installs.
+  constexpr int kInterleave = 3;
+  constexpr int kMemsAllowed = 4;
+  // As many nodes as kernels are built for; the calls refuse masks that are shorter than theirs.
+  constexpr size_t kBitsPerWord = 8 * sizeof(unsigned long);
+  constexpr size_t kNodesMax = 1024;
+  std::array<unsigned long, kNodesMax / kBitsPerWord> nodes{};
+  if (syscall(SYS_get_mempolicy, nullptr, nodes.data(), kNodesMax, nullptr, kMemsAllowed) != 0) {
+    return;
+  }
+  int num_nodes = 0;
+  for (const unsigned long word : nodes) num_nodes += std::popcount(word);
+  if (num_nodes < 2) return;
+  // One more than the highest number of a node: the kernel takes one off.
+  if (syscall(SYS_mbind, base_, bytes(), kInterleave, nodes.data(), kNodesMax + 1, 0) == 0) {
+    num_nodes_ = num_nodes;
+  }
+}
 
 void SlotMemory::Prefault(int num_threads) const {
   std::vector<std::thread> threads;

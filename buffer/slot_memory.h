@@ -20,7 +20,8 @@ struct SlotMemoryOptions {
 };
 
 // Slots of one size, mapped at once: the bytes of the fast tier. In huge pages where the system has
-// them.
+// them; where this process may use several NUMA nodes, the pages take turns on them, as any core
+// may be the one that reads a slot. The system may refuse either, which changes nothing but speed.
 //
 // Threads: addresses never change; who writes a slot is the owner's business.
 class SlotMemory {
@@ -37,6 +38,10 @@ class SlotMemory {
   int64_t num_slots() const { return num_slots_; }
   int64_t slot_bytes() const { return slot_bytes_; }
   int64_t bytes() const { return num_slots_ * slot_bytes_; }
+  // Whether the system took the wish for huge pages. It gives as many as it has.
+  bool huge_pages_advised() const { return huge_pages_advised_; }
+  // NUMA nodes on which the pages take turns; 1: they lie where they are touched first.
+  int num_nodes() const { return num_nodes_; }
   // What Create took, prefaulting included.
   double create_seconds() const { return create_seconds_; }
 
@@ -44,11 +49,14 @@ class SlotMemory {
   SlotMemory(std::byte* base, int64_t num_slots, int64_t slot_bytes)
       : base_(base), num_slots_(num_slots), slot_bytes_(slot_bytes) {}
 
+  void Interleave();
   void Prefault(int num_threads) const;
 
   std::byte* const base_;
   const int64_t num_slots_;
   const int64_t slot_bytes_;
+  bool huge_pages_advised_ = false;
+  int num_nodes_ = 1;
   double create_seconds_ = 0.0;
 };
 

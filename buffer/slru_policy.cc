@@ -1,33 +1,37 @@
 #include "buffer/slru_policy.h"
 
+#include <utility>
+
 namespace wavekv {
 
-SlruPolicy::SlruPolicy(uint32_t num_slots)
-    : protected_max_(static_cast<uint32_t>(uint64_t{num_slots} * 4 / 5)),
-      links_(num_slots),
-      is_protected_(num_slots),
-      probation_(links_.data()),
-      protected_(links_.data()) {}
+SlruPolicy::SlruPolicy(std::shared_ptr<PolicySlots> all)
+    : all_(std::move(all)), probation_(all_->links.data()), protected_(all_->links.data()) {}
 
-void SlruPolicy::Insert(uint32_t slot, uint64_t /*key*/) {
-  is_protected_[slot] = 0;
+void SlruPolicy::PutOnProbation(uint32_t slot) {
+  all_->marks[slot] = 0;
   probation_.PushNewest(slot);
 }
 
-void SlruPolicy::Touch(uint32_t slot) {
-  if (is_protected_[slot] != 0) return protected_.MoveToNewest(slot);
-  probation_.Erase(slot);
+void SlruPolicy::Protect(uint32_t slot) {
+  all_->marks[slot] = 1;
   protected_.PushNewest(slot);
-  is_protected_[slot] = 1;
-  if (protected_.size() <= protected_max_) return;
-  const uint32_t demoted = protected_.oldest();
-  protected_.Erase(demoted);
-  probation_.PushNewest(demoted);
-  is_protected_[demoted] = 0;
+}
+
+void SlruPolicy::Insert(uint32_t slot, uint64_t /*key*/) { PutOnProbation(slot); }
+
+void SlruPolicy::Touch(uint32_t slot) {
+  Remove(slot);
+  Protect(slot);
+  const uint64_t num_used = uint64_t{probation_.size()} + protected_.size();
+  while (protected_.size() > num_used * 4 / 5) {
+    const uint32_t demoted = protected_.oldest();
+    protected_.Erase(demoted);
+    PutOnProbation(demoted);
+  }
 }
 
 void SlruPolicy::Remove(uint32_t slot) {
-  (is_protected_[slot] != 0 ? protected_ : probation_).Erase(slot);
+  (is_protected(slot) ? protected_ : probation_).Erase(slot);
 }
 
 std::optional<uint32_t> SlruPolicy::Victim(CanEvict can_evict) {

@@ -62,9 +62,10 @@ TEST(CacheReplayTest, BeladyHasTheMostHitsThatAreToBeHad) {
       EXPECT_EQ(result.num_hits, MostHits(trace, num_slots));
       for (const ReplacementKind kind :
            {ReplacementKind::kLru, ReplacementKind::kSlru, ReplacementKind::kS3Fifo}) {
-        for (const bool keep_step : {false, true}) {
-          const ReplayResult other =
-              Replay(trace, {.kind = kind, .keep_step = keep_step}, num_slots * kUnitBytes);
+        for (const int rules : {0, 1, 2, 3}) {
+          const ReplayResult other = Replay(
+              trace, {.kind = kind, .keep_step = rules % 2 == 1, .touch_lazily = rules / 2 == 1},
+              num_slots * kUnitBytes);
           EXPECT_LE(other.num_hits, result.num_hits);
           EXPECT_EQ(other.num_reads, result.num_reads);
           EXPECT_EQ(other.bytes_missed, (other.num_reads - other.num_hits) * kUnitBytes);
@@ -89,6 +90,17 @@ TEST(CacheReplayTest, AStepThatDoesNotFitKeepsWhatItReadFirst) {
   EXPECT_EQ(Replay(Rounds(), {.keep_step = false}, 3 * kUnitBytes).hit_ratio(), 0.5);
   EXPECT_EQ(Replay(Rounds(), {.keep_step = true}, 3 * kUnitBytes).hit_ratio(), 0.75);
   EXPECT_EQ(Replay(Rounds(), {.keep_step = false}, 4 * kUnitBytes).hit_ratio(), 1.0);
+}
+
+TEST(CacheReplayTest, WhatIsTouchedLazilyGoesRoundOnce) {
+  UnitTrace trace;
+  trace.unit_bytes.assign(4, kUnitBytes);
+  // 0 is read again before 1; the search for the slot of 2 passes 0, then 1, and takes 0.
+  for (const uint32_t unit : {0, 1, 1, 0, 2, 0, 1}) {
+    trace.batches.push_back({.reads = {unit}, .step = static_cast<int64_t>(trace.batches.size())});
+  }
+  EXPECT_EQ(Replay(trace, {}, 2 * kUnitBytes).num_hits, 3);
+  EXPECT_EQ(Replay(trace, {.touch_lazily = true}, 2 * kUnitBytes).num_hits, 2);
 }
 
 TEST(CacheReplayTest, NeighbouringMissesAreOneRequest) {

@@ -18,8 +18,7 @@ using testing::SlotQueue;
 class S3FifoModel : public ReplacementPolicy {
  public:
   explicit S3FifoModel(uint32_t num_slots)
-      : small_size_(std::max<size_t>(1, num_slots / 10)),
-        num_ghosts_(std::max<size_t>(1, num_slots - small_size_)) {}
+      : num_ghosts_(std::max<size_t>(1, num_slots - std::max<size_t>(1, num_slots / 10))) {}
 
   void Insert(uint32_t slot, uint64_t key) override {
     blocks_[slot] = {key, 0};
@@ -34,7 +33,7 @@ class S3FifoModel : public ReplacementPolicy {
     if (!EraseSlot(small_, slot)) EraseSlot(main_, slot);
   }
   std::optional<uint32_t> Victim(CanEvict can_evict) override {
-    bool from_main = small_.size() < small_size_;
+    bool from_main = small_.size() < std::max<size_t>(1, (small_.size() + main_.size()) / 10);
     for (int turn = 0; turn < 4; ++turn, from_main = !from_main) {
       const auto slot = from_main ? FromMain(can_evict) : FromSmall(can_evict);
       if (slot.has_value()) return slot;
@@ -86,7 +85,6 @@ class S3FifoModel : public ReplacementPolicy {
     return std::nullopt;
   }
 
-  const size_t small_size_;
   const size_t num_ghosts_;
   std::map<uint32_t, Block> blocks_;
   SlotQueue small_;

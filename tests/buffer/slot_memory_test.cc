@@ -1,7 +1,8 @@
 #include "buffer/slot_memory.h"
 
+#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
+#include <cstdio>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -44,6 +45,32 @@ TEST(SlotMemoryTest, TheLimitOfTheControlGroupHolds) {
       << status;
   LimitFile("max");
   EXPECT_TRUE(create(257).ok());
+}
+
+TEST(SlotMemoryTest, SaysWhereItsPagesAre) {
+  const auto memory = SlotMemory::Create({.num_slots = 4096, .slot_bytes = 4096});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  // The line of the kernel that says on which nodes this process may have memory: "0", "0-1,4".
+  int num_nodes = 0;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    int first = 0, last = 0, read = 0;
+    if (line.rfind("Mems_allowed_list:", 0) != 0) continue;
+    for (const char* at = line.c_str() + sizeof("Mems_allowed_list:") - 1; *at != 0;) {
+      if (std::sscanf(at, "%d-%d%n", &first, &last, &read) != 2) {
+        ASSERT_EQ(std::sscanf(at, "%d%n", &first, &read), 1) << line;
+        last = first;
+      }
+      num_nodes += last - first + 1;
+      at += read;
+      if (*at == ',') ++at;
+    }
+  }
+  EXPECT_GE((*memory)->num_nodes(), 1);
+  EXPECT_LE((*memory)->num_nodes(), std::max(num_nodes, 1));
+  if (std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled").good()) {
+    EXPECT_TRUE((*memory)->huge_pages_advised());
+  }
 }
 
 TEST(SlotMemoryTest, SizesThatAreNoneAreRefused) {

@@ -209,7 +209,8 @@ class Bench {
   }
 
   // The engine whose arena holds everything, after the arena has become a mapping of a file.
-  absl::StatusOr<Run> RunMapped(int64_t dram_pct) {
+  // advice: MADV_NORMAL, or MADV_RANDOM, which keeps the kernel from reading ahead.
+  absl::StatusOr<Run> RunMapped(int64_t dram_pct, int advice) {
     const absl::Span<std::byte> arena = EngineTestPeer::ArenaMemory(resident_->engine());
     if (mapped_ == nullptr) {
       WAVEKV_ASSIGN_OR_RETURN(TemporaryFile file,
@@ -233,14 +234,19 @@ class Bench {
         const auto pressure,
         MemoryPressure::Create(kv_bytes() * dram_pct / 100 + std::max<int64_t>(0, index_bytes) +
                                (int64_t{4} << 20)));
+    madvise(arena.data(), arena.size(), advice);
     madvise(arena.data(), arena.size(), MADV_DONTNEED);
     posix_fadvise(mapped_->fd(), 0, 0, POSIX_FADV_DONTNEED);
+    // A kernel that reads ahead what it has to drop again takes seconds for a step: then a few
+    // steps say enough.
+    constexpr double kMostMs = 20e3;
     Run run;
-    const int64_t num_warm = TheArguments().warm_queries[0];
-    for (int64_t query = 0; query < num_warm + num_queries(); ++query) {
+    double spent_ms = 0.0;
+    for (int64_t query = 0; query < num_queries() && (spent_ms < kMostMs || query < 3); ++query) {
       WAVEKV_ASSIGN_OR_RETURN(const double ms, resident_->Step(query));
+      spent_ms += ms;
       if (query == 0) run.cold_ms = ms;
-      if (query >= num_warm) run.warm_ms.push_back(ms);
+      if (query > 0) run.warm_ms.push_back(ms);
     }
     return run;
   }
@@ -339,7 +345,10 @@ absl::Status RegisterAll() {
   // Last: it changes the resident engine's memory for good.
   for (const int64_t pct : TheArguments().dram_pct) {
     if (pct >= 100) continue;
-    Register(fmt::format("mmap/dram_pct:{}", pct), [&bench, pct] { return bench.RunMapped(pct); });
+    Register(fmt::format("mmap/dram_pct:{}", pct),
+             [&bench, pct] { return bench.RunMapped(pct, MADV_NORMAL); });
+    Register(fmt::format("mmap_random/dram_pct:{}", pct),
+             [&bench, pct] { return bench.RunMapped(pct, MADV_RANDOM); });
   }
   return absl::OkStatus();
 }
@@ -351,13 +360,18 @@ void PrintLines(const Milliseconds&) {
   for (const int64_t pct : order) {
     const Run& tiers = bench.runs()[fmt::format("tiers/dram_pct:{}", pct)];
     if (tiers.warm_ms.empty()) continue;  // filtered out
+    // What the better of the two takes.
+    double mmap_ms = 0.0;
+    for (const char* name : {"mmap", "mmap_random"}) {
+      const double ms = bench.runs()[fmt::format("{}/dram_pct:{}", name, pct)].warm_median_ms();
+      if (ms > 0.0 && (mmap_ms == 0.0 || ms < mmap_ms)) mmap_ms = ms;
+    }
     fmt::print(
         "buffer tokens={} dram_pct={} warm_ms={:.3f} resident_ms={:.3f} uncached_ms={:.3f} "
         "mmap_ms={:.3f} hit_ratio={:.3f} overhead_pct={:.1f}\n",
         TheArguments().tokens[0], pct, tiers.warm_median_ms(),
         bench.runs()["resident"].warm_median_ms(), bench.runs()["uncached"].warm_median_ms(),
-        bench.runs()[fmt::format("mmap/dram_pct:{}", pct)].warm_median_ms(), tiers.hit_ratio(),
-        bench.overhead_pct());
+        mmap_ms, tiers.hit_ratio(), bench.overhead_pct());
   }
 }
 

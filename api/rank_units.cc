@@ -227,12 +227,10 @@ absl::Status AttendStep::MeasureUnits() {
     ws_.key_spreads.insert(ws_.key_spreads.end(), index->key_spreads,
                            index->key_spreads + index->num_clusters);
     for (int64_t s = 0; s < index->num_supers; ++s) {
-      const float spread = index->super_value_spreads[s];
       for (int64_t c = index->super_offsets[s]; c < index->super_offsets[s + 1]; ++c) {
-        ws_.cluster_variances.push_back(std::min(kClusterVariance * spread, kVarianceMax));
-        const float hidden = kHiddenCaution * kHiddenVariance * (index->value_spreads[c] + spread);
+        ws_.cluster_variances.push_back(std::min(ClusterVariance(*index, s), kVarianceMax));
         ws_.hidden_variances.push_back(
-            std::min(hidden / static_cast<float>(index->cluster_size(c)), kVarianceMax));
+            std::min(HiddenVariance(*index, s, c, kHiddenCaution), kVarianceMax));
       }
     }
   }
@@ -338,7 +336,7 @@ absl::Status AttendStep::RankTokens() {
         const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
         ws_.token_variances.insert(
             ws_.token_variances.end(), index.cluster_size(cluster),
-            std::min(kTokenVariance * index.value_spreads[cluster], kVarianceMax));
+            std::min(TokenVariance(index, cluster), kVarianceMax));
       }
     }
   }

@@ -119,24 +119,20 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
   token_variances_.resize(num_tokens);
   int64_t token = 0;
   for (int64_t s = 0; s < index.num_supers; ++s) {
-    const float super_spread = index.super_value_spreads[s];
     for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
-      const float spread = index.value_spreads[i];
       switch (task.zones[i]) {
         case Zone::kRetrieval:
         case Zone::kIgnored:
           break;
         case Zone::kSketch:
           std::fill_n(token_variances_.begin() + token, index.cluster_size(i),
-                      std::min(kTokenVariance * spread, kVarianceMax));
+                      std::min(TokenVariance(index, i), kVarianceMax));
           token += index.cluster_size(i);
           break;
         case Zone::kEstimation:
         case Zone::kRemainder:
-          variances_[i] = std::min(kClusterVariance * super_spread, kVarianceMax);
-          hidden_variances_[i] = std::min(
-              kHiddenVariance * (spread + super_spread) / static_cast<float>(index.cluster_size(i)),
-              kVarianceMax / kGrowthMax);
+          variances_[i] = std::min(ClusterVariance(index, s), kVarianceMax);
+          hidden_variances_[i] = std::min(HiddenVariance(index, s, i), kVarianceMax / kGrowthMax);
           break;
       }
     }

@@ -9,24 +9,19 @@
 #define HWY_TARGET_INCLUDE "cpu/estimate_errors.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
-#include "cpu/growth-inl.h"
+#include "cpu/shares-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-using Full = hn::ScalableTag<float>;
-using V = hn::Vec<Full>;
-
-// Elements [i, i + N) of `count`, filled up with zeros.
-HWY_INLINE V LoadSome(const float* from, int64_t i, int64_t count) {
+// growth(x) of compute/estimate_clusters.h.
+HWY_INLINE V Growth(V x) {
   const Full d;
-  const auto n = static_cast<int64_t>(hn::Lanes(d));
-  if (i + n <= count) return hn::LoadU(d, from + i);
-  alignas(64) float rest[hn::MaxLanes(Full())] = {};
-  std::copy(from + i, from + count, rest);
-  return hn::Load(d, rest);
+  V growth = hn::MulAdd(hn::Min(x, hn::Set(d, 16.0f)), hn::Set(d, 1.0f / 256.0f), hn::Set(d, 1.0f));
+  for (int i = 0; i < 8; ++i) growth = hn::Mul(growth, growth);
+  return growth;
 }
 
 ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& errors,
@@ -45,8 +40,8 @@ ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& e
     // Masked before it is squared: what is read may be heavier than all else by e^80.
     const V answered = hn::Mul(mass, LoadSome(weights.answered().data(), i, count));
     missing = hn::MulAdd(answered, lacking, missing);
-    const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count),
-                                GrowthOf(d, x), LoadSome(errors.variances().data(), i, count));
+    const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count), Growth(x),
+                                LoadSome(errors.variances().data(), i, count));
     variance = hn::MulAdd(hn::Mul(answered, answered), factor, variance);
   }
   return {hn::GetLane(hn::SumOfLanes(d, missing)), hn::GetLane(hn::SumOfLanes(d, variance))};

@@ -16,8 +16,8 @@ namespace wavekv {
 // fewer: until its limit is met. Ties go to the lower number.
 //
 // Shapes: rank_scores [num_queries, num_tokens], row h at h * stride; log_masses [num_queries,
-// num_clusters] alike; zones [num_clusters]; probabilities [num_tokens]; chosen
-// [num_tokens], 1 or 0. Deterministic.
+// num_clusters] alike; zones [num_clusters]; probabilities [num_tokens]; chosen [num_tokens], 1
+// or 0. Deterministic.
 struct SelectTokensTask {
   const float* rank_scores = nullptr;
   int64_t stride = 0;

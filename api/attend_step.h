@@ -58,6 +58,15 @@ struct RankedLevel {
   std::vector<uint32_t> retrieved;
 
   int64_t size() const { return static_cast<int64_t>(sizes.size()); }
+
+  // Makes room beside all sizes; what stands there is not cleared.
+  void Resize(int num_queries) {
+    log_masses.resize(sizes.size() * num_queries);
+    rank_scores.resize(sizes.size() * num_queries);
+    probabilities.resize(sizes.size());
+    zones.resize(sizes.size());
+    retrieved.resize(sizes.size());
+  }
 };
 
 // The sketch zone of one unit in one index.

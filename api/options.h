@@ -92,11 +92,6 @@ struct EngineOptions {
   std::string trace_path;
 };
 
-// What code_bits = 0 stands for.
-constexpr int ResolveCodeBits(int code_bits, int head_dim_k) {
-  return code_bits != 0 ? code_bits : head_dim_k <= 64 ? 2 : 1;
-}
-
 // INVALID_ARGUMENT naming the first field that is out of range, with expected and got.
 WAVEKV_EXPORT absl::Status ValidateEngineOptions(const EngineOptions& options);
 

@@ -23,6 +23,22 @@ constexpr float kHiddenCaution = 20.0f;
 // Far from where products of fp32 end.
 constexpr float kVarianceMax = 1e36f;
 
+// Selects among `count` of the level, those of one unit.
+SelectClustersTask SelectOf(RankedLevel& level, int64_t first, int64_t count, int num_queries,
+                            int64_t* num_retrieved) {
+  SelectClustersTask select;
+  select.scores = level.rank_scores.data() + first * num_queries;
+  select.stride = count;
+  select.num_queries = num_queries;
+  select.sizes = level.sizes.data() + first;
+  select.num_clusters = count;
+  select.probabilities = level.probabilities.data() + first;
+  select.zones = level.zones.data() + first;
+  select.retrieved = level.retrieved.data() + first;
+  select.num_retrieved = num_retrieved;
+  return select;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
@@ -88,11 +104,7 @@ absl::Status AttendStep::RankUnits(bool ranked) {
 // clusters of their own are chosen from.
 absl::Status AttendStep::OpenSupers() {
   RankedLevel& supers = ws_.supers;
-  supers.log_masses.resize(supers.sizes.size() * group_);
-  supers.rank_scores.resize(supers.sizes.size() * group_);
-  supers.probabilities.resize(supers.sizes.size());
-  supers.zones.resize(supers.sizes.size());
-  supers.retrieved.resize(supers.sizes.size());
+  supers.Resize(group_);
   ws_.score_supers_tasks.clear();
   ws_.select_tasks.clear();
   for (size_t u = 0; u < ws_.units.size(); ++u) {
@@ -111,19 +123,12 @@ absl::Status AttendStep::OpenSupers() {
       ws_.score_supers_tasks.push_back(score);
       super += score.index->num_supers;
     }
-    SelectClustersTask select;
-    select.scores = supers.rank_scores.data() + unit.first_super * group_;
-    select.stride = unit.num_supers;
-    select.num_queries = group_;
-    select.sizes = supers.sizes.data() + unit.first_super;
-    select.num_clusters = unit.num_supers;
+    // The count is overwritten when clusters are selected.
+    SelectClustersTask select =
+        SelectOf(supers, unit.first_super, unit.num_supers, group_, &unit.num_retrieved);
     select.token_budget = std::max(options_.open.Resolve(unit.sealed_tokens), AnsweredTokens(unit));
     select.first_zone = Zone::kSketch;
     select.ranked = false;
-    select.probabilities = supers.probabilities.data() + unit.first_super;
-    select.zones = supers.zones.data() + unit.first_super;
-    select.retrieved = supers.retrieved.data() + unit.first_super;
-    select.num_retrieved = &unit.num_retrieved;  // until clusters are selected
     ws_.select_tasks.push_back(select);
   }
   WAVEKV_RETURN_IF_ERROR(backend_.ScoreSupers(ws_.score_supers_tasks));
@@ -131,9 +136,8 @@ absl::Status AttendStep::OpenSupers() {
 }
 
 absl::Status AttendStep::ScoreUnits() {
-  // Sized once all units are known, and not cleared: what is written first need not be zero.
-  ws_.clusters.log_masses.resize(ws_.clusters.sizes.size() * group_);
-  ws_.clusters.rank_scores.resize(ws_.clusters.sizes.size() * group_);
+  // Once all units are known.
+  ws_.clusters.Resize(group_);
   ws_.rotated_queries.resize(ws_.units.size() * group_ * model_.head_dim_k);
   ws_.rotate_tasks.clear();
   for (size_t u = 0; u < ws_.units.size(); ++u) {
@@ -227,12 +231,10 @@ absl::Status AttendStep::MeasureUnits() {
     ws_.key_spreads.insert(ws_.key_spreads.end(), index->key_spreads,
                            index->key_spreads + index->num_clusters);
     for (int64_t s = 0; s < index->num_supers; ++s) {
-      const float spread = index->super_value_spreads[s];
       for (int64_t c = index->super_offsets[s]; c < index->super_offsets[s + 1]; ++c) {
-        ws_.cluster_variances.push_back(std::min(kClusterVariance * spread, kVarianceMax));
-        const float hidden = kHiddenCaution * kHiddenVariance * (index->value_spreads[c] + spread);
+        ws_.cluster_variances.push_back(std::min(ClusterVariance(*index, s), kVarianceMax));
         ws_.hidden_variances.push_back(
-            std::min(hidden / static_cast<float>(index->cluster_size(c)), kVarianceMax));
+            std::min(HiddenVariance(*index, s, c, kHiddenCaution), kVarianceMax));
       }
     }
   }
@@ -255,19 +257,12 @@ int64_t AttendStep::SelectedTokens(const ZoneUnit& unit) const {
 
 absl::Status AttendStep::SelectUnits(bool ranked) {
   RankedLevel& clusters = ws_.clusters;
-  clusters.probabilities.resize(clusters.sizes.size());
-  clusters.zones.resize(clusters.sizes.size());
-  clusters.retrieved.resize(clusters.sizes.size());
   ws_.risk_limits.resize(ws_.units.size());
   ws_.select_tasks.clear();
   for (size_t u = 0; u < ws_.units.size(); ++u) {
     ZoneUnit& unit = ws_.units[u];
-    SelectClustersTask select;
-    select.scores = clusters.rank_scores.data() + unit.first_cluster * group_;
-    select.stride = unit.num_clusters;
-    select.num_queries = group_;
-    select.sizes = clusters.sizes.data() + unit.first_cluster;
-    select.num_clusters = unit.num_clusters;
+    SelectClustersTask select =
+        SelectOf(clusters, unit.first_cluster, unit.num_clusters, group_, &unit.num_retrieved);
     select.token_budget = SelectedTokens(unit);
     if (options_.zones == Zones::kSketch) {
       select.first_zone = Zone::kSketch;
@@ -295,10 +290,6 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
     }
     select.ranked = ranked;
     if (options_.zones == Zones::kPaper) select.last_zone = Zone::kIgnored;
-    select.probabilities = clusters.probabilities.data() + unit.first_cluster;
-    select.zones = clusters.zones.data() + unit.first_cluster;
-    select.retrieved = clusters.retrieved.data() + unit.first_cluster;
-    select.num_retrieved = &unit.num_retrieved;
     ws_.select_tasks.push_back(select);
   }
   return backend_.SelectClusters(ws_.select_tasks);
@@ -336,9 +327,8 @@ absl::Status AttendStep::RankTokens() {
       const SketchPart& part = ws_.sketch_parts[i];
       for (int64_t c = 0; c < part.num_clusters; ++c) {
         const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
-        ws_.token_variances.insert(
-            ws_.token_variances.end(), index.cluster_size(cluster),
-            std::min(kTokenVariance * index.value_spreads[cluster], kVarianceMax));
+        ws_.token_variances.insert(ws_.token_variances.end(), index.cluster_size(cluster),
+                                   std::min(TokenVariance(index, cluster), kVarianceMax));
       }
     }
   }

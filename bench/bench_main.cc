@@ -67,6 +67,13 @@ Option NumbersOption(std::string name, std::string help, int64_t low, int64_t hi
           }};
 }
 
+Option TextOption(std::string name, std::string help, std::string* text) {
+  return {std::move(name), std::move(help), [text](const std::string& value) {
+            *text = value;
+            return true;
+          }};
+}
+
 int BenchMain(int argc, char** argv, const std::vector<Option>& options,
               const std::function<absl::Status()>& prepare,
               const std::function<void(const Milliseconds&)>& finish) {

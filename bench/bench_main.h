@@ -27,6 +27,9 @@ struct Option {
 Option NumbersOption(std::string name, std::string help, int64_t low, int64_t high,
                      std::vector<int64_t>* numbers);
 
+// An option that takes any text.
+Option TextOption(std::string name, std::string help, std::string* text);
+
 // Reads the options, lets `prepare` register benchmarks, runs them and calls `finish` with their
 // times. --json=FILE writes Google Benchmark's JSON; its own --benchmark_* flags work too. Returns
 // main()'s result: 1 when preparation or a benchmark failed, 2 for arguments that are not

@@ -27,6 +27,7 @@
 #include "cpu/cpu_backend.h"
 #include "fmt/format.h"
 #include "index/segment_builder.h"
+#include "storage/cluster_index.h"
 #include "storage/float16.h"
 #include "tests/index/index_quality.h"
 #include "wavekv/executor.h"

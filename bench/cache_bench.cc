@@ -352,11 +352,8 @@ int main(int argc, char** argv) {
   CacheBench bench(arguments);
   return BenchMain(
       argc, argv,
-      {{"trace", "file of recorded attention; none: synthetic heads alone",
-        [&](const std::string& value) {
-          arguments.trace = value;
-          return true;
-        }},
+      {TextOption("trace", "file of recorded attention; none: synthetic heads alone",
+                  &arguments.trace),
        NumbersOption("tokens", "context of the synthetic heads", 2048, int64_t{1} << 24,
                      &arguments.tokens),
        NumbersOption("queries", "consecutive queries of the synthetic heads", 4, 1024,

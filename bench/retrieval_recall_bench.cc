@@ -186,11 +186,8 @@ int main(int argc, char** argv) {
   RecallBench bench(arguments);
   return BenchMain(
       argc, argv,
-      {{"trace", "file of recorded attention; none: synthetic heads alone",
-        [&](const std::string& value) {
-          arguments.trace = value;
-          return true;
-        }},
+      {TextOption("trace", "file of recorded attention; none: synthetic heads alone",
+                  &arguments.trace),
        NumbersOption("tokens", "context of the synthetic heads", 2048, int64_t{1} << 24,
                      &arguments.tokens),
        {"retrieval", "shares of the indexed tokens, comma-separated",

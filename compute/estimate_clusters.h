@@ -1,7 +1,6 @@
 #ifndef WAVEKV_COMPUTE_ESTIMATE_CLUSTERS_H_
 #define WAVEKV_COMPUTE_ESTIMATE_CLUSTERS_H_
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -47,18 +46,26 @@ namespace wavekv {
 //   value_variance [num_queries]: squared length of the error made by the value means, relative to
 //     e^{2 lse}: sum_j e^{2 s_j} kTokenVariance value_spread over tokens of the sketch zone that
 //     were not chosen, and sum_i e^{2 m_i} (kClusterVariance V_i + kHiddenVariance (value_spread_i
-//     + V_i) Growth(x_i) / n_i) over clusters, V_i being the super-cluster's value spread. The
-//     second part is for the single token that a wide cluster may hide.
+//     + V_i) growth(x_i) / n_i) over clusters, V_i being the super-cluster's value spread. The
+//     second part is for the single token that a wide cluster may hide: growth(x) = (1 + min(x, 16)
+//     / 256)^256, about e^x up to x = 16, is that of a squared mass with the variance of logits.
 inline constexpr float kDoubt = 0.19f;
 inline constexpr float kTokenVariance = 3.5f;
 inline constexpr float kClusterVariance = 13.0f;
 inline constexpr float kHiddenVariance = 0.05f;
 
-// About e^x up to x = 16, constant above: the growth of a squared mass with the variance of logits.
-inline float Growth(float x) {
-  float growth = 1.0f + std::min(x, 16.0f) / 256.0f;
-  for (int i = 0; i < 8; ++i) growth *= growth;
-  return growth;
+// The terms of value_variance without masses and growth, the last counted `caution` times. Infinite
+// where spreads are.
+inline float TokenVariance(const ClusterIndex& index, int64_t cluster) {
+  return kTokenVariance * index.value_spreads[cluster];
+}
+inline float ClusterVariance(const ClusterIndex& index, int64_t super) {
+  return kClusterVariance * index.super_value_spreads[super];
+}
+inline float HiddenVariance(const ClusterIndex& index, int64_t super, int64_t cluster,
+                            float caution = 1.0f) {
+  const float spreads = index.value_spreads[cluster] + index.super_value_spreads[super];
+  return caution * kHiddenVariance * spreads / static_cast<float>(index.cluster_size(cluster));
 }
 
 struct EstimateClustersTask {

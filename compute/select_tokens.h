@@ -10,14 +10,14 @@ namespace wavekv {
 // Chooses the tokens of the sketch zone that are attended exactly, for one GQA group.
 //
 // A token's rank is its expected share of the attention, summed over the group's heads:
-//   p_j = sum_h exp(r_hj - ln Z_h), Z_h the mass of the sketch zone's tokens by rank score, of all
-//   other unretrieved clusters by log-mass, and e^{log_steady_h} of what is attended anyway.
+//   p_j = sum_h exp(r_hj - ln Z_h), Z_h the mass of the sketch zone's tokens by rank score, and of
+//   all other unretrieved clusters by log-mass.
 // The first token_budget tokens by rank are chosen or, where `risk` is given (select_clusters.h),
 // fewer: until its limit is met. Ties go to the lower number.
 //
 // Shapes: rank_scores [num_queries, num_tokens], row h at h * stride; log_masses [num_queries,
-// num_clusters] alike; zones [num_clusters]; log_steady [num_queries] or nullptr for none;
-// probabilities [num_tokens]; chosen [num_tokens], 1 or 0. Deterministic.
+// num_clusters] alike; zones [num_clusters]; probabilities [num_tokens]; chosen [num_tokens], 1
+// or 0. Deterministic.
 struct SelectTokensTask {
   const float* rank_scores = nullptr;
   int64_t stride = 0;
@@ -27,7 +27,6 @@ struct SelectTokensTask {
   int64_t log_masses_stride = 0;
   const Zone* zones = nullptr;
   int64_t num_clusters = 0;
-  const float* log_steady = nullptr;
   int64_t token_budget = 0;
   const RiskLimit* risk = nullptr;
   float* probabilities = nullptr;

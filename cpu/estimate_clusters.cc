@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "cpu/estimate_errors.h"
@@ -231,9 +232,12 @@ void EstimateClustersOf(const EstimateClustersTask& task) {
   weights.Load(task);
   for (int h = 0; h < task.num_queries; ++h) LoadQuery(task, h, weights);
   weights.Compute(task);
-  const Rotation rotation(task.index->shape.head_dim_v);
+  // Of the last head_dim_v that the thread has seen: to draw the signs takes as long as two rows.
+  thread_local std::optional<Rotation> rotation;
+  const int dim = task.index->shape.head_dim_v;
+  if (!rotation.has_value() || rotation->dim() != dim) rotation.emplace(dim);
   for (int q = 0; q < task.num_queries; q += kQueries) {
-    AnswerQueries(task, weights, rotation, q, std::min(kQueries, task.num_queries - q));
+    AnswerQueries(task, weights, *rotation, q, std::min(kQueries, task.num_queries - q));
   }
   for (int h = 0; h < task.num_queries; ++h) {
     const float mass = weights.mass(h);

@@ -9,24 +9,19 @@
 #define HWY_TARGET_INCLUDE "cpu/estimate_errors.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
-#include "cpu/growth-inl.h"
+#include "cpu/shares-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-using Full = hn::ScalableTag<float>;
-using V = hn::Vec<Full>;
-
-// Elements [i, i + N) of `count`, filled up with zeros.
-HWY_INLINE V LoadSome(const float* from, int64_t i, int64_t count) {
+// growth(x) of compute/estimate_clusters.h.
+HWY_INLINE V Growth(V x) {
   const Full d;
-  const auto n = static_cast<int64_t>(hn::Lanes(d));
-  if (i + n <= count) return hn::LoadU(d, from + i);
-  alignas(64) float rest[hn::MaxLanes(Full())] = {};
-  std::copy(from + i, from + count, rest);
-  return hn::Load(d, rest);
+  V growth = hn::MulAdd(hn::Min(x, hn::Set(d, 16.0f)), hn::Set(d, 1.0f / 256.0f), hn::Set(d, 1.0f));
+  for (int i = 0; i < 8; ++i) growth = hn::Mul(growth, growth);
+  return growth;
 }
 
 ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& errors,
@@ -45,8 +40,8 @@ ErrorTerms SumClusters(const EstimateClustersTask& task, const EstimateErrors& e
     // Masked before it is squared: what is read may be heavier than all else by e^80.
     const V answered = hn::Mul(mass, LoadSome(weights.answered().data(), i, count));
     missing = hn::MulAdd(answered, lacking, missing);
-    const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count),
-                                GrowthOf(d, x), LoadSome(errors.variances().data(), i, count));
+    const V factor = hn::MulAdd(LoadSome(errors.hidden_variances().data(), i, count), Growth(x),
+                                LoadSome(errors.variances().data(), i, count));
     variance = hn::MulAdd(hn::Mul(answered, answered), factor, variance);
   }
   return {hn::GetLane(hn::SumOfLanes(d, missing)), hn::GetLane(hn::SumOfLanes(d, variance))};
@@ -119,24 +114,20 @@ void EstimateErrors::Load(const EstimateClustersTask& task) {
   token_variances_.resize(num_tokens);
   int64_t token = 0;
   for (int64_t s = 0; s < index.num_supers; ++s) {
-    const float super_spread = index.super_value_spreads[s];
     for (int64_t i = index.super_offsets[s]; i < index.super_offsets[s + 1]; ++i) {
-      const float spread = index.value_spreads[i];
       switch (task.zones[i]) {
         case Zone::kRetrieval:
         case Zone::kIgnored:
           break;
         case Zone::kSketch:
           std::fill_n(token_variances_.begin() + token, index.cluster_size(i),
-                      std::min(kTokenVariance * spread, kVarianceMax));
+                      std::min(TokenVariance(index, i), kVarianceMax));
           token += index.cluster_size(i);
           break;
         case Zone::kEstimation:
         case Zone::kRemainder:
-          variances_[i] = std::min(kClusterVariance * super_spread, kVarianceMax);
-          hidden_variances_[i] = std::min(
-              kHiddenVariance * (spread + super_spread) / static_cast<float>(index.cluster_size(i)),
-              kVarianceMax / kGrowthMax);
+          variances_[i] = std::min(ClusterVariance(index, s), kVarianceMax);
+          hidden_variances_[i] = std::min(HiddenVariance(index, s, i), kVarianceMax / kGrowthMax);
           break;
       }
     }

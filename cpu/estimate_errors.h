@@ -10,7 +10,8 @@
 
 namespace wavekv::cpu {
 
-// Relative to e^offset, the variance to e^(2 offset); without what ignored clusters miss.
+// Relative to e^offset, the variance to e^(2 offset); without what ignored clusters miss. In
+// double, as what clusters and what tokens add may differ in magnitude.
 struct ErrorTerms {
   double missing_mass = 0.0;
   double value_variance = 0.0;

@@ -38,13 +38,8 @@ void ComputeRisks(const RiskLimit& limit, int num_queries, int64_t count, float*
   const Full d;
   const auto n = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t i = 0; i < count; i += n) {
-    const int64_t left = count - i;
     const auto load = [&](const float* from) HWY_ATTR {
-      if (from == nullptr) return hn::Zero(d);
-      if (left >= n) return hn::LoadU(d, from + i);
-      alignas(64) float rest[hn::MaxLanes(Full())] = {};
-      std::copy_n(from + i, left, rest);
-      return hn::Load(d, rest);
+      return from == nullptr ? hn::Zero(d) : LoadSome(from, i, count);
     };
     const V variances = load(limit.variances), hidden = load(limit.hidden_variances),
             key_spreads = load(limit.key_spreads);
@@ -55,7 +50,7 @@ void ComputeRisks(const RiskLimit& limit, int num_queries, int64_t count, float*
     }
     alignas(64) float all[hn::MaxLanes(Full())];
     hn::Store(greatest, d, all);
-    std::copy_n(all, std::min(left, n), risks + i);
+    std::copy_n(all, std::min(count - i, n), risks + i);
   }
 }
 

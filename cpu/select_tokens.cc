@@ -20,8 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// `others`: log-masses of what is neither in the sketch zone nor attended in whole clusters, and of
-// the steady zone; one row a query.
+// `others`: log-masses of what is neither in the sketch zone nor attended in whole clusters, one
+// row a query.
 void SumShares(const SelectTokensTask& task, const float* others, int64_t num_others) {
   std::fill_n(task.probabilities, task.num_tokens, 0.0f);
   for (int h = 0; h < task.num_queries; ++h, others += num_others) {
@@ -53,7 +53,6 @@ void SelectTokens(const SelectTokensTask& task) {
         others.push_back(log_masses[i]);
       }
     }
-    if (task.log_steady != nullptr) others.push_back(task.log_steady[h]);
   }
   const auto num_others = static_cast<int64_t>(others.size()) / std::max(task.num_queries, 1);
   HWY_DYNAMIC_DISPATCH(SumShares)(task, others.data(), num_others);

@@ -1,4 +1,4 @@
-// Softmax over long rows of scores. Compiled once per instruction set.
+// Long rows in vectors, and softmax over them. Compiled once per instruction set.
 #if defined(WAVEKV_CPU_SHARES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef WAVEKV_CPU_SHARES_INL_H_
 #undef WAVEKV_CPU_SHARES_INL_H_
@@ -19,6 +19,17 @@ namespace wavekv::cpu::HWY_NAMESPACE {
 using Full = hn::ScalableTag<float>;
 using V = hn::Vec<Full>;
 
+// Elements [i, i + N) of `count`; those past the end are `filler`.
+HWY_INLINE V LoadSome(const float* from, int64_t i, int64_t count, float filler = 0.0f) {
+  const Full d;
+  const auto n = static_cast<int64_t>(hn::Lanes(d));
+  if (i + n <= count) return hn::LoadU(d, from + i);
+  alignas(64) float rest[hn::MaxLanes(Full())];
+  std::fill_n(rest, n, filler);
+  std::copy(from + i, from + count, rest);
+  return hn::Load(d, rest);
+}
+
 // Calls visit(i, vector of scores[i, i + N)); the last vector is filled up with -infinity.
 template <class Visit>
 HWY_INLINE void ForEachVector(const float* scores, int64_t count, const Visit& visit) {
@@ -27,10 +38,7 @@ HWY_INLINE void ForEachVector(const float* scores, int64_t count, const Visit& v
   int64_t i = 0;
   for (; i + n <= count; i += n) visit(i, hn::LoadU(d, scores + i));
   if (i == count) return;
-  alignas(64) float rest[hn::MaxLanes(Full())];
-  std::fill_n(rest, n, -std::numeric_limits<float>::infinity());
-  std::copy(scores + i, scores + count, rest);
-  visit(i, hn::Load(d, rest));
+  visit(i, LoadSome(scores, i, count, -std::numeric_limits<float>::infinity()));
 }
 
 // The greatest score; -infinity of none.

@@ -9,9 +9,8 @@
 //   key_spreads        fp32   [num_clusters]       mean of |k - centroid|^2
 //   value_spreads      fp32   [num_clusters]       mean of |v - value mean|^2
 //   super_key_spreads  fp32   [num_supers]         mean of |k - centroid of the super-cluster|^2
-//   super_value_spreads fp32  [num_supers]         mean of |value mean of a token's cluster - that
-//   of
-//                                                  the super-cluster|^2
+//   super_value_spreads fp32  [num_supers]         mean over tokens of |value mean of the cluster -
+//                                                  value mean of the super-cluster|^2
 //   mean_key           fp32   [head_dim_k]         mean of the segment's keys
 //   mean_value         fp32   [head_dim_v]         mean of the segment's values
 //   centroids          rows   [num_clusters, head_dim_k]  true mean of the cluster's keys
@@ -82,6 +81,11 @@ struct ClusterIndexShape {
 
 // Words of one plane of a token's code.
 constexpr int64_t CodeWords(int head_dim_k) { return (head_dim_k + 63) / 64; }
+
+// Bits of a code's element, where 0 asks for as many as suit the length of keys.
+constexpr int ResolveCodeBits(int code_bits, int head_dim_k) {
+  return code_bits != 0 ? code_bits : head_dim_k <= 64 ? 2 : 1;
+}
 
 // The step of a code relative to the root mean square of a distance's elements: what keeps most of
 // normally distributed ones.

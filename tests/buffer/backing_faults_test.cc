@@ -2,8 +2,10 @@
 #include "buffer/backing_faults.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
-#include <string>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -174,34 +176,50 @@ TEST_P(EveryFaultTest, EndsInAStatusAndLosesNothingElse) {
   EXPECT_EQ(folder.NumOpenFiles(), 0);
 }
 
-TEST_P(EveryFaultTest, ADeviceThatStaysBrokenFailsEveryReadAndEveryCallEnds) {
-  const TemporaryFolder folder;
-  BackingOptions options;
-  options.engine = GetParam();
-  auto file = BackingFile::Create(folder.path(), options);
-  ASSERT_TRUE(file.ok()) << file.status();
-  const auto blocks = WriteBlocks(**file, 40, 4096, 1);
-  ASSERT_TRUE(blocks.ok());
-  const AlignedBytes targets(blocks->bytes.size());
+// A file of many blocks, and a read of each.
+struct ManyBlocks {
+  static constexpr int64_t kCount = 40;
+
+  void Write(IoEngine engine) {
+    BackingOptions options;
+    options.engine = engine;
+    auto created = BackingFile::Create(folder.path(), options);
+    ASSERT_TRUE(created.ok()) << created.status();
+    file = *std::move(created);
+    auto written = WriteBlocks(*file, kCount, 4096, 1);
+    ASSERT_TRUE(written.ok()) << written.status();
+    blocks = *std::move(written);
+    targets = AlignedBytes(blocks.bytes.size());
+    for (int64_t i = 0; i < kCount; ++i) reads.push_back(blocks.Read(i, targets, i));
+  }
+
+  TemporaryFolder folder;
+  std::unique_ptr<BackingFile> file;
+  WrittenBlocks blocks;
+  AlignedBytes targets{0};
   std::vector<BlockRead> reads;
-  for (int64_t i = 0; i < 40; ++i) reads.push_back(blocks->Read(i, targets, i));
-  auto reader = (*file)->NewReader({.queue_depth = 8});
+};
+
+TEST_P(EveryFaultTest, ADeviceThatStaysBrokenFailsEveryReadAndEveryCallEnds) {
+  ManyBlocks many;
+  ASSERT_NO_FATAL_FAILURE(many.Write(GetParam()));
+  auto reader = many.file->NewReader({.queue_depth = 8});
   ASSERT_TRUE(reader.ok());
-  std::vector<BlockCompletion> completions(40);
+  std::vector<BlockCompletion> completions(ManyBlocks::kCount);
   for (const auto& [site, fault] :
        std::vector<std::pair<Site, Fault>>{{Site::kSubmit, Fault::kIoError},
                                            {Site::kComplete, Fault::kIoError},
                                            {Site::kComplete, Fault::kTransient}}) {
     SCOPED_TRACE(fmt::format("site {}, fault {}", static_cast<int>(site), static_cast<int>(fault)));
-    (*file)->faults().Plant(site, fault, 0, int64_t{1} << 40);
-    ASSERT_TRUE((*reader)->Submit(reads).ok());
-    ASSERT_EQ((*reader)->Wait(40, absl::MakeSpan(completions)), 40);
+    many.file->faults().Plant(site, fault, 0, int64_t{1} << 40);
+    ASSERT_TRUE((*reader)->Submit(many.reads).ok());
+    ASSERT_EQ((*reader)->Wait(ManyBlocks::kCount, absl::MakeSpan(completions)), ManyBlocks::kCount);
     for (const BlockCompletion& completion : completions) {
       EXPECT_EQ(completion.status.code(), Code::kUnavailable) << completion.status;
     }
-    (*file)->faults().Clear();
-    ASSERT_TRUE((*reader)->Submit(reads).ok());
-    ASSERT_EQ((*reader)->Wait(40, absl::MakeSpan(completions)), 40);
+    many.file->faults().Clear();
+    ASSERT_TRUE((*reader)->Submit(many.reads).ok());
+    ASSERT_EQ((*reader)->Wait(ManyBlocks::kCount, absl::MakeSpan(completions)), ManyBlocks::kCount);
     for (const BlockCompletion& completion : completions) {
       EXPECT_TRUE(completion.status.ok()) << completion.status;
     }
@@ -209,16 +227,8 @@ TEST_P(EveryFaultTest, ADeviceThatStaysBrokenFailsEveryReadAndEveryCallEnds) {
 }
 
 TEST_P(EveryFaultTest, ReadersGoWhileTheDeviceIsBroken) {
-  const TemporaryFolder folder;
-  BackingOptions options;
-  options.engine = GetParam();
-  auto file = BackingFile::Create(folder.path(), options);
-  ASSERT_TRUE(file.ok()) << file.status();
-  const auto blocks = WriteBlocks(**file, 40, 4096, 1);
-  ASSERT_TRUE(blocks.ok());
-  const AlignedBytes targets(blocks->bytes.size());
-  std::vector<BlockRead> reads;
-  for (int64_t i = 0; i < 40; ++i) reads.push_back(blocks->Read(i, targets, i));
+  ManyBlocks many;
+  ASSERT_NO_FATAL_FAILURE(many.Write(GetParam()));
   for (const auto& [site, fault] :
        std::vector<std::pair<Site, Fault>>{{Site::kSubmit, Fault::kIoError},
                                            {Site::kSubmit, Fault::kTransient},
@@ -226,12 +236,12 @@ TEST_P(EveryFaultTest, ReadersGoWhileTheDeviceIsBroken) {
                                            {Site::kComplete, Fault::kTransient},
                                            {Site::kComplete, Fault::kShort},
                                            {Site::kComplete, Fault::kDelay}}) {
-    (*file)->faults().Plant(site, fault, 3, 20, std::chrono::hours(1));
-    auto reader = (*file)->NewReader({.queue_depth = 8});
+    many.file->faults().Plant(site, fault, 3, 20, std::chrono::hours(1));
+    auto reader = many.file->NewReader({.queue_depth = 8});
     ASSERT_TRUE(reader.ok());
-    ASSERT_TRUE((*reader)->Submit(reads).ok());
+    ASSERT_TRUE((*reader)->Submit(many.reads).ok());
     reader->reset();
-    (*file)->faults().Clear();
+    many.file->faults().Clear();
   }
 }
 

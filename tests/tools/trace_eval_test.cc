@@ -489,52 +489,5 @@ TEST(TraceEvalErrorsTest, ATypeThatCannotHoldTheNumbersIsRefused) {
               HasSubstr("k and v, tokens [0, 700): keys must be finite in fp16"));
 }
 
-TEST(SummarizeTest, PercentilesAreSamples) {
-  TraceSamples samples;
-  samples.recalls.resize(1);
-  for (int i = 1; i <= 200; ++i) {
-    samples.rel_errors.push_back((i * 77) % 200 + 1);  // 1..200, shuffled
-    samples.error_estimates.push_back(i <= 50 ? 1000.0 : samples.rel_errors.back() / 1.5);
-    samples.masses.push_back(0.5);
-  }
-  samples.num_rows = 100;
-  samples.tokens_visible = 1000;
-  samples.tokens_exact = 100;
-  samples.bytes_dense = 2000;
-  samples.bytes_read = 500;
-  TraceSamples twice = samples;
-  twice.Append(samples);
-  for (const TraceSamples& some : {samples, twice}) {
-    const TraceSummary summary = Summarize(some);
-    EXPECT_DOUBLE_EQ(summary.rel_err_mean, 100.5);
-    EXPECT_EQ(summary.rel_err_p95, 190.0);
-    EXPECT_EQ(summary.rel_err_p99, 198.0);
-    EXPECT_EQ(summary.rel_err_max, 200.0);
-    EXPECT_EQ(summary.error_estimate_within_2, 0.75);
-    EXPECT_LT(summary.error_estimate_correlation, 0.75);
-    EXPECT_EQ(summary.mass, 0.5);
-    EXPECT_EQ(summary.recalls[0], 1.0);  // no sample has an indexed token
-    EXPECT_DOUBLE_EQ(summary.exact_tokens_ratio, 0.1);
-    EXPECT_DOUBLE_EQ(summary.bytes_ratio, 0.25);
-    EXPECT_DOUBLE_EQ(summary.tokens_exact, 1.0);
-  }
-  EXPECT_EQ(Summarize({}).num_samples, 0);
-}
-
-TEST(SummarizeTest, TheCorrelationIsThatOfRanks) {
-  TraceSamples samples;
-  samples.num_rows = 1;
-  samples.rel_errors = {0.1, 0.2, 0.3, 0.4};
-  samples.masses = {1, 1, 1, 1};
-  const auto correlation = [&](std::vector<double> estimates) {
-    samples.error_estimates = std::move(estimates);
-    return Summarize(samples).error_estimate_correlation;
-  };
-  EXPECT_DOUBLE_EQ(correlation({1, 2, 30, 400}), 1.0);
-  EXPECT_DOUBLE_EQ(correlation({4, 3, 2, 1}), -1.0);
-  EXPECT_DOUBLE_EQ(correlation({7, 7, 7, 7}), 0.0);
-  EXPECT_NEAR(correlation({1, 1, 2, 2}), 0.894427, 1e-6);
-}
-
 }  // namespace
 }  // namespace wavekv

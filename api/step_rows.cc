@@ -61,10 +61,15 @@ void StepRows::AddRun(const ClusterRun& run, bool with_values) {
   range.values += run.first * index.value_row_bytes();
   range.positions += run.first;
   range.num_tokens = run.num_tokens;
-  for (int64_t i = 0; with_values && i < run.num_tokens; ++i) {
-    value_rows_.push_back(range.values + i * index.value_row_bytes());
-  }
+  if (with_values) ListValues(range, index.value_row_bytes());
   Add(range);
+}
+
+// nullptr for those of rows that are not here.
+void StepRows::ListValues(const KvRange& range, int64_t value_row_bytes) {
+  for (int64_t i = 0; i < range.num_tokens; ++i) {
+    value_rows_.push_back(range.values == nullptr ? nullptr : range.values + i * value_row_bytes);
+  }
 }
 
 void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
@@ -85,28 +90,25 @@ void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
       last_data_ = fetch_->Find(rows, block);
     }
     KvRange range = {nullptr, nullptr, count, index.position_begin, index.positions + token};
-    Missing missing;
-    missing.range = ranges_.size();
-    if (with_values) missing.first_value = value_rows_.size();
     if (last_data_ != nullptr) {
       range.keys = last_data_ + shape.key_offset(at);
       range.values = last_data_ + shape.value_offset(at);
     } else {
+      Missing missing;
       missing.rows = &rows;
       missing.block = block;
       missing.at = at;
       missing.piece = pieces_.size();
+      missing.range = ranges_.size();
+      if (with_values) missing.first_value = value_rows_.size();
       missing.first_range = first_range;
       missing.item = run.item;
       missing.first = done;
       missing_.push_back(missing);
       if (with_values) late_values_needed_ += count * shape.value_row_bytes;
     }
-    for (int64_t i = 0; with_values && i < count; ++i) {
-      value_rows_.push_back(last_data_ == nullptr ? nullptr
-                                                  : range.values + i * shape.value_row_bytes);
-    }
     ranges_.push_back(range);
+    if (with_values) ListValues(range, shape.value_row_bytes);
     done += count;
   }
   for (size_t i = first_missing; i < missing_.size(); ++i) missing_[i].end_range = ranges_.size();

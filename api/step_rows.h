@@ -118,7 +118,7 @@ class StepRows {
 
   void AddRun(const ClusterRun& run, bool with_values);
   void AddTieredRun(const ClusterRun& run, bool with_values);
-  void EndRun();
+  void ListValues(const KvRange& range, int64_t value_row_bytes);
   void EndPiece();
   void Place(const std::byte* block, const Missing& missing);
 

@@ -105,12 +105,15 @@ FetchLease RowTiers::Acquire(uint32_t step) {
 }
 
 void RowTiers::TakeBack(BlockFetch* fetch) {
-  {
+  if (fetch->has_leftovers()) {
     std::lock_guard<std::mutex> lock(mutex_);
-    (fetch->has_leftovers() ? to_admit_.push_back(fetch) : free_.push_back(fetch));
+    to_admit_.push_back(fetch);
+    returned_.notify_one();
+  } else {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(fetch);
+    idle_.notify_all();
   }
-  idle_.notify_all();
-  returned_.notify_one();
 }
 
 void RowTiers::RunAdmissions() {

@@ -29,11 +29,12 @@ BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
 }  // namespace
 
 AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-                       AttendWorkspace& workspace, StepObserver& observer, int layer,
-                       BlockFetch* fetch)
+                       Executor& executor, AttendWorkspace& workspace, StepObserver& observer,
+                       int layer, BlockFetch* fetch)
     : model_(model),
       options_(options),
       backend_(backend),
+      executor_(executor),
       ws_(workspace),
       observer_(observer),
       layer_(layer),
@@ -137,9 +138,11 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
   const bool masked = view.causal && (num_rows > 1 || last_end < view.contents.length);
   const int64_t block_rows = std::max<int64_t>(1, kQueryBlock / group_);
   for (int head = 0; head < model_.num_kv_heads; ++head) {
-    ws_.rows.BeginGroup(kExactPieceTokens);
-    AddRows(view, head, last_end, /*leave_out_zones=*/false, ws_.rows);
-    const size_t first_piece = ws_.rows.EndGroup().first_piece;
+    RowGroup& rows_of_head = ws_.rows.group(ws_.rows.AddGroup(kExactPieceTokens));
+    AddRows(view, head, last_end, /*leave_out_zones=*/false, rows_of_head);
+    rows_of_head.End();
+    const size_t first_piece = ws_.rows.num_pieces();
+    ws_.rows.EndGroups();
     for (int64_t row = first_row; row < first_row + num_rows; row += block_rows) {
       const int64_t rows = std::min(block_rows, first_row + num_rows - row);
       const int64_t block_end = view.VisibleEnd(row + rows - 1);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -12,6 +13,7 @@
 #include "api/step_rows.h"
 #include "api/step_view.h"
 #include "compute/backend.h"
+#include "wavekv/executor.h"
 #include "wavekv/engine.h"  // RetrievedTokens
 #include "wavekv/model_spec.h"
 #include "wavekv/options.h"
@@ -19,6 +21,14 @@
 #include "wavekv/tensor_view.h"
 
 namespace wavekv {
+
+// A group of rows and where the partial states of its pieces lie.
+struct PieceGroup {
+  size_t group = 0;  // in AttendWorkspace::rows
+  size_t first_piece = 0;
+  size_t num_pieces = 0;
+  int64_t first_part = 0;
+};
 
 // The G query heads of one kv head for one row that is answered by zones: what is ranked, read and
 // merged on its own. Offsets point into the workspace, which may move while it grows.
@@ -170,7 +180,8 @@ class AttendStep {
  public:
   // `fetch`: reads the tiers of sealed rows, where there are any.
   AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-             AttendWorkspace& workspace, StepObserver& observer, int layer, BlockFetch* fetch);
+             Executor& executor, AttendWorkspace& workspace, StepObserver& observer, int layer,
+             BlockFetch* fetch);
 
   // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
   absl::Status LoadQueries(const TensorView& queries);
@@ -225,10 +236,12 @@ class AttendStep {
   bool HasTarget() const { return options_.target_error > 0.0; }
   int64_t AddParts(int64_t num_parts);
   void CompactValues(const ZoneUnit& unit);
-  void AddSteadyRanges(const ZoneUnit& unit);
-  void AddRetrievedRanges(const ZoneUnit& unit);
-  void AddChosenRanges(const ZoneUnit& unit);
-  void EndGroup(PieceGroup& group);
+  void AddSteadyRanges(const ZoneUnit& unit, RowGroup& rows);
+  void AddRetrievedRanges(const ZoneUnit& unit, RowGroup& rows);
+  void AddChosenRanges(const ZoneUnit& unit, RowGroup& rows);
+  // Lists the rows of a group of each unit, in parallel.
+  void AddGroups(PieceGroup ZoneUnit::*group,
+                 absl::FunctionRef<void(ZoneUnit& unit, RowGroup& rows)> fill);
   absl::Status AttendPieces(PieceGroup ZoneUnit::*group);
   // Attends what exact_parts list, in rounds: what is here, then what has come meanwhile.
   absl::Status AttendParts();
@@ -236,7 +249,10 @@ class AttendStep {
   absl::Status AwaitRows();
   void GiveUp(size_t piece, bool failed_only);
   absl::Status EstimateUnits(bool coarse);
-  void AddStates(const PieceGroup& group);
+  void AddStates(int64_t first_part, int64_t num_parts);
+  void AddStates(const PieceGroup& group) {
+    AddStates(group.first_part, static_cast<int64_t>(group.num_pieces));
+  }
   absl::Status MergeUnits();
   void AccountUnit(const ZoneUnit& unit, AttendStats* stats);
   int64_t IndexBytesRead(const ZoneUnit& unit) const;
@@ -248,6 +264,7 @@ class AttendStep {
   const ModelSpec& model_;
   const AttendOptions& options_;
   Backend& backend_;
+  Executor& executor_;
   AttendWorkspace& ws_;
   StepObserver& observer_;
   const int layer_;

@@ -52,12 +52,10 @@ absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   if (ws_.units.empty()) return absl::OkStatus();
   WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/false));
 
-  for (ZoneUnit& unit : ws_.units) {
-    ws_.rows.BeginGroup(kZonePieceTokens);
-    AddRetrievedRanges(unit);
-    if (!HasTarget()) AddSteadyRanges(unit);
-    EndGroup(unit.read);
-  }
+  AddGroups(&ZoneUnit::read, [&](ZoneUnit& unit, RowGroup& rows) {
+    AddRetrievedRanges(unit, rows);
+    if (!HasTarget()) AddSteadyRanges(unit, rows);
+  });
   WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::read));
   for (const ZoneUnit& unit : ws_.units) {
     if (unit.num_degraded > 0) CompactValues(unit);
@@ -74,40 +72,54 @@ void AttendStep::CompactValues(const ZoneUnit& unit) {
   if (options_.zones != Zones::kSketch) return;
   for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
     const SketchPart& part = ws_.sketch_parts[i];
-    ws_.rows.CompactValues(part.first_value, static_cast<int64_t>(part.num_values));
+    ws_.rows.group(unit.read.group)
+        .CompactValues(part.first_value, static_cast<int64_t>(part.num_values));
   }
 }
 
-void AttendStep::AddSteadyRanges(const ZoneUnit& unit) {
-  AddRows(*unit.view, unit.kv_head, unit.visible_end, /*leave_out_zones=*/true, ws_.rows);
+void AttendStep::AddSteadyRanges(const ZoneUnit& unit, RowGroup& rows) {
+  AddRows(*unit.view, unit.kv_head, unit.visible_end, /*leave_out_zones=*/true, rows);
 }
 
 // Read in the order of memory, not of rank: neighbours share pages, and the reduction order is
 // fixed.
-void AttendStep::AddRetrievedRanges(const ZoneUnit& unit) {
-  if (options_.zones == Zones::kSketch) return AddChosenRanges(unit);
+void AttendStep::AddRetrievedRanges(const ZoneUnit& unit, RowGroup& rows) {
+  if (options_.zones == Zones::kSketch) return AddChosenRanges(unit, rows);
   int64_t cluster = unit.first_cluster;
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
     const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
     for (int64_t c = 0; c < index.num_clusters; ++c, ++cluster) {
       if (ws_.clusters.zones[cluster] != Zone::kRetrieval) continue;
       const SealedHead* head = ws_.heads[unit.first_index + i];
-      ws_.rows.Add({head, c, 0, index.cluster_size(c), /*item=*/cluster});
+      rows.Add({head, c, 0, index.cluster_size(c), /*item=*/cluster});
     }
   }
 }
 
-void AttendStep::EndGroup(PieceGroup& group) {
-  group = ws_.rows.EndGroup();
-  group.first_part = AddParts(static_cast<int64_t>(group.num_pieces));
+void AttendStep::AddGroups(PieceGroup ZoneUnit::*group,
+                           absl::FunctionRef<void(ZoneUnit& unit, RowGroup& rows)> fill) {
+  for (ZoneUnit& unit : ws_.units) (unit.*group).group = ws_.rows.AddGroup(kZonePieceTokens);
+  executor_.ParallelFor(static_cast<int64_t>(ws_.units.size()), [&](int64_t u, int) {
+    ZoneUnit& unit = ws_.units[u];
+    RowGroup& rows = ws_.rows.group((unit.*group).group);
+    fill(unit, rows);
+    rows.End();
+  });
+  ws_.rows.EndGroups();
+  for (ZoneUnit& unit : ws_.units) {
+    PieceGroup& pieces = unit.*group;
+    pieces.first_piece = ws_.rows.first_piece(pieces.group);
+    pieces.num_pieces = ws_.rows.group(pieces.group).pieces().size();
+    pieces.first_part = AddParts(static_cast<int64_t>(pieces.num_pieces));
+  }
 }
 
-void AttendStep::AddChosenRanges(const ZoneUnit& unit) {
+void AttendStep::AddChosenRanges(const ZoneUnit& unit, RowGroup& rows) {
   int64_t item = unit.first_sketch_token;
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
     const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
     SketchPart& part = ws_.sketch_parts[unit.first_index + i];
-    part.first_value = ws_.rows.num_values();
+    part.first_value = rows.num_values();
     for (int64_t c = 0; c < part.num_clusters; ++c) {
       const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
       const int64_t size = index.cluster_size(cluster);
@@ -117,14 +129,14 @@ void AttendStep::AddChosenRanges(const ZoneUnit& unit) {
         int64_t end = begin;
         while (end < size && chosen[end] != 0) ++end;
         if (end > begin) {
-          ws_.rows.AddWithValues(
+          rows.AddWithValues(
               {ws_.heads[unit.first_index + i], cluster, begin, end - begin, item + begin});
         }
         begin = end + 1;
       }
       item += size;
     }
-    part.num_values = ws_.rows.num_values() - part.first_value;
+    part.num_values = rows.num_values() - part.first_value;
   }
 }
 
@@ -181,7 +193,8 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
         task.token_stride = unit.num_sketch_tokens;
         task.chosen = ws_.chosen.data() + unit.first_sketch_token + token;
         task.chosen_values =
-            ws_.rows.value_rows() + ws_.sketch_parts[unit.first_index + i].first_value;
+            ws_.rows.group(unit.read.group).value_rows() +
+            ws_.sketch_parts[unit.first_index + i].first_value;
       }
       task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
       task.lse = ws_.partial_lses.data() + part;
@@ -198,9 +211,9 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
   return backend_.EstimateClusters(ws_.estimate_tasks);
 }
 
-void AttendStep::AddStates(const PieceGroup& group) {
-  for (size_t i = 0; i < group.num_pieces; ++i) {
-    const int64_t part = (group.first_part + static_cast<int64_t>(i)) * group_;
+void AttendStep::AddStates(int64_t first_part, int64_t num_parts) {
+  for (int64_t i = 0; i < num_parts; ++i) {
+    const int64_t part = (first_part + i) * group_;
     ws_.states.push_back(
         {ws_.partial_outputs.data() + part * model_.head_dim_v, ws_.partial_lses.data() + part});
   }
@@ -214,7 +227,7 @@ absl::Status AttendStep::MergeUnits() {
   for (const ZoneUnit& unit : ws_.units) {
     AddStates(unit.steady);
     AddStates(unit.read);
-    AddStates({0, static_cast<size_t>(unit.num_indexes), unit.first_estimate});
+    AddStates(unit.first_estimate, unit.num_indexes);
   }
   ws_.merge_tasks.clear();
   auto states = absl::MakeConstSpan(ws_.states);

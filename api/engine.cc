@@ -384,8 +384,8 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   AttendStats stats;
   {
     const FetchUse fetch(impl_->AcquireFetch(state, layer), state);
-    AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer,
-                    fetch.get());
+    AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
+                    observer, layer, fetch.get());
     WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
     WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
     WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
@@ -426,8 +426,8 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
   const FetchUse fetch(impl_->AcquireFetch(state, layer), state);
-  AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer,
-                  fetch.get());
+  AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
+                  *impl_->observer, layer, fetch.get());
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();
 }

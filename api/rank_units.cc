@@ -181,11 +181,8 @@ absl::Status AttendStep::ScoreUnits() {
 // are read.
 absl::Status AttendStep::MeasureUnits() {
   ws_.clusters.zones.assign(ws_.clusters.sizes.size(), Zone::kRemainder);
-  for (ZoneUnit& unit : ws_.units) {
-    ws_.rows.BeginGroup(kZonePieceTokens);
-    AddSteadyRanges(unit);
-    EndGroup(unit.steady);
-  }
+  AddGroups(&ZoneUnit::steady,
+            [&](ZoneUnit& unit, RowGroup& rows) { AddSteadyRanges(unit, rows); });
   WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::steady));
   WAVEKV_RETURN_IF_ERROR(EstimateUnits(/*coarse=*/true));
 
@@ -194,7 +191,7 @@ absl::Status AttendStep::MeasureUnits() {
   ws_.states.clear();
   for (const ZoneUnit& unit : ws_.units) {
     AddStates(unit.steady);
-    AddStates({0, static_cast<size_t>(unit.num_indexes), unit.first_estimate});
+    AddStates(unit.first_estimate, unit.num_indexes);
   }
   ws_.merge_tasks.clear();
   auto states = absl::MakeConstSpan(ws_.states);
@@ -384,7 +381,8 @@ absl::Status AttendStep::RankTokens() {
   }
   WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
   WAVEKV_RETURN_IF_ERROR(backend_.SelectTokens(ws_.select_tokens_tasks));
-  for (ZoneUnit& unit : ws_.units) ReadMostlyChosenWhole(unit);
+  executor_.ParallelFor(static_cast<int64_t>(ws_.units.size()),
+                        [&](int64_t u, int) { ReadMostlyChosenWhole(ws_.units[u]); });
   return absl::OkStatus();
 }
 

@@ -13,47 +13,38 @@ constexpr int64_t kNowhere = std::numeric_limits<int64_t>::max();
 
 }  // namespace
 
-void StepRows::Begin(BlockFetch* fetch) {
-  Clear();
+void RowGroup::Begin(BlockFetch* fetch, size_t number, int64_t piece_tokens) {
   fetch_ = fetch;
-}
-
-void StepRows::Clear() {
+  number_ = number;
+  piece_tokens_ = piece_tokens;
   ranges_.clear();
   pieces_.clear();
   value_rows_.clear();
   missing_.clear();
-  num_requested_ = 0;
   late_values_used_ = late_values_needed_ = 0;
   last_rows_ = nullptr;
+  open_ = {0, 0, 0, kNowhere, 0, 0, 0};
 }
 
-void StepRows::BeginGroup(int64_t piece_tokens) {
-  piece_tokens_ = piece_tokens;
-  first_piece_of_group_ = pieces_.size();
-  open_ = {ranges_.size(), 0, 0, kNowhere, missing_.size(), 0, 0};
+void RowGroup::End() {
+  if (ranges_.size() > open_.first_range || pieces_.empty()) EndPiece();
 }
 
-PieceGroup StepRows::EndGroup() {
-  if (ranges_.size() > open_.first_range || pieces_.size() == first_piece_of_group_) EndPiece();
-  return {first_piece_of_group_, pieces_.size() - first_piece_of_group_, 0};
-}
-
-void StepRows::EndPiece() {
+void RowGroup::EndPiece() {
   open_.num_ranges = ranges_.size() - open_.first_range;
   open_.num_missing = open_.num_coming = missing_.size() - open_.first_missing;
   pieces_.push_back(open_);
   open_ = {ranges_.size(), 0, 0, kNowhere, missing_.size(), 0, 0};
 }
 
-void StepRows::Add(const KvRange& range) {
+void RowGroup::Add(const KvRange& range) {
   ranges_.push_back(range);
   open_.num_tokens += range.num_tokens;
   open_.position_begin = std::min(open_.position_begin, range.position_begin);
   if (open_.num_tokens >= piece_tokens_) EndPiece();
 }
 
-void StepRows::AddRun(const ClusterRun& run, bool with_values) {
+void RowGroup::AddRun(const ClusterRun& run, bool with_values) {
   if (run.head->rows != nullptr) return AddTieredRun(run, with_values);
   const ClusterIndex& index = run.head->index;
   KvRange range = index.cluster_range(run.cluster);
@@ -66,13 +57,13 @@ void StepRows::AddRun(const ClusterRun& run, bool with_values) {
 }
 
 // nullptr for those of rows that are not here.
-void StepRows::ListValues(const KvRange& range, int64_t value_row_bytes) {
+void RowGroup::ListValues(const KvRange& range, int64_t value_row_bytes) {
   for (int64_t i = 0; i < range.num_tokens; ++i) {
     value_rows_.push_back(range.values == nullptr ? nullptr : range.values + i * value_row_bytes);
   }
 }
 
-void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
+void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {
   const ClusterIndex& index = run.head->index;
   // An engine has one kind of tiers.
   const auto& rows = static_cast<const TieredRows&>(*run.head->rows);
@@ -87,7 +78,7 @@ void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
     if (last_rows_ != &rows || last_block_ != block) {
       last_rows_ = &rows;
       last_block_ = block;
-      last_data_ = fetch_->Find(rows, block);
+      last_data_ = fetch_->Find(rows, block, number_);
     }
     KvRange range = {nullptr, nullptr, count, index.position_begin, index.positions + token};
     if (last_data_ != nullptr) {
@@ -117,42 +108,13 @@ void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
   if (open_.num_tokens >= piece_tokens_) EndPiece();
 }
 
-void StepRows::Request() {
-  // Values are listed in one group, before any of its rows is requested: nothing has been copied.
-  if (late_values_.size() < late_values_needed_) late_values_.resize(late_values_needed_);
-  for (; num_requested_ < missing_.size(); ++num_requested_) {
-    const Missing& missing = missing_[num_requested_];
-    if (missing.state == Missing::State::kDone) continue;  // given up
-    const auto requested =
-        fetch_->Request(*missing.rows, missing.block, static_cast<uint32_t>(num_requested_));
-    if (requested == BlockFetch::Requested::kNoRoom) break;
-  }
-  if (fetch_ != nullptr) fetch_->Start();
-}
-
-bool StepRows::Wait(BlockReader::TimePoint deadline) {
-  const auto arrivals = fetch_->Wait(deadline);
-  for (const BlockFetch::Arrival& arrival : arrivals) {
-    Missing& missing = missing_[arrival.waiter];
-    if (missing.state == Missing::State::kDone) {  // too late
-      fetch_->Release(arrival.buffer);
-      continue;
-    }
-    missing.buffer = arrival.buffer;
-    missing.state = arrival.data == nullptr ? Missing::State::kFailed : Missing::State::kHere;
-    if (arrival.data == nullptr) continue;
-    Place(arrival.data, missing);
-    --pieces_[missing.piece].num_coming;
-  }
-  return !arrivals.empty();
-}
-
-void StepRows::Place(const std::byte* block, const Missing& missing) {
+void RowGroup::Place(const std::byte* block, const Missing& missing) {
   const BlockShape& shape = missing.rows->shape();
   KvRange& range = ranges_[missing.range];
   range.keys = block + shape.key_offset(missing.at);
   range.values = block + shape.value_offset(missing.at);
   if (missing.first_value == kNone) return;
+  if (late_values_used_ == 0) late_values_.resize(late_values_needed_);
   const auto bytes = static_cast<size_t>(range.num_tokens * shape.value_row_bytes);
   std::byte* const copy = late_values_.data() + late_values_used_;
   late_values_used_ += bytes;
@@ -162,10 +124,88 @@ void StepRows::Place(const std::byte* block, const Missing& missing) {
   }
 }
 
+void RowGroup::CompactValues(size_t first, int64_t count) {
+  const auto begin = value_rows_.begin() + static_cast<int64_t>(first);
+  std::stable_partition(begin, begin + count, [](const std::byte* row) { return row != nullptr; });
+}
+
+void StepRows::Begin(BlockFetch* fetch) {
+  fetch_ = fetch;  // the last one may be gone
+  Clear();
+}
+
+void StepRows::Clear() {
+  if (fetch_ != nullptr) fetch_->Unpin();
+  num_groups_ = num_numbered_ = num_missing_ = num_requested_ = requested_group_ = 0;
+  pieces_.clear();
+}
+
+size_t StepRows::AddGroup(int64_t piece_tokens) {
+  if (num_groups_ == groups_.size()) groups_.push_back(std::make_unique<RowGroup>());
+  if (fetch_ != nullptr) fetch_->AddList(num_groups_);
+  groups_[num_groups_]->Begin(fetch_, num_groups_, piece_tokens);
+  return num_groups_++;
+}
+
+void StepRows::EndGroups() {
+  for (; num_numbered_ < num_groups_; ++num_numbered_) {
+    RowGroup& group = *groups_[num_numbered_];
+    group.first_piece_ = pieces_.size();
+    group.first_waiter_ = num_missing_;
+    num_missing_ += group.missing_.size();
+    for (size_t i = 0; i < group.pieces_.size(); ++i) pieces_.push_back({&group, i});
+  }
+}
+
+RowGroup& StepRows::GroupOf(size_t waiter) {
+  const auto after = std::upper_bound(
+      groups_.begin(), groups_.begin() + static_cast<int64_t>(num_numbered_), waiter,
+      [](size_t w, const auto& group) { return w < group->first_waiter_; });
+  return **std::prev(after);
+}
+
+void StepRows::Request() {
+  while (num_requested_ < num_missing_) {
+    RowGroup& group = *groups_[requested_group_];
+    const size_t number = num_requested_ - group.first_waiter_;
+    if (number == group.missing_.size()) {
+      ++requested_group_;
+      continue;
+    }
+    const Missing& missing = group.missing_[number];
+    if (missing.state == Missing::State::kComing) {  // not given up
+      const auto requested = fetch_->Request(*missing.rows, missing.block,
+                                             static_cast<uint32_t>(num_requested_));
+      if (requested == BlockFetch::Requested::kNoRoom) break;
+    }
+    ++num_requested_;
+  }
+  fetch_->Start();
+}
+
+bool StepRows::Wait(BlockReader::TimePoint deadline) {
+  const auto arrivals = fetch_->Wait(deadline);
+  for (const BlockFetch::Arrival& arrival : arrivals) {
+    RowGroup& group = GroupOf(arrival.waiter);
+    Missing& missing = group.missing_[arrival.waiter - group.first_waiter_];
+    if (missing.state == Missing::State::kDone) {  // too late
+      fetch_->Release(arrival.buffer);
+      continue;
+    }
+    missing.buffer = arrival.buffer;
+    missing.state = arrival.data == nullptr ? Missing::State::kFailed : Missing::State::kHere;
+    if (arrival.data == nullptr) continue;
+    group.Place(arrival.data, missing);
+    --group.pieces_[missing.piece].num_coming;
+  }
+  return !arrivals.empty();
+}
+
 void StepRows::Release(size_t piece) {
-  const RowPiece& released = pieces_[piece];
+  RowGroup& group = *pieces_[piece].group;
+  const RowPiece& released = this->piece(piece);
   for (size_t i = 0; i < released.num_missing; ++i) {
-    Missing& missing = missing_[released.first_missing + i];
+    Missing& missing = group.missing_[released.first_missing + i];
     if (missing.state != Missing::State::kHere) continue;
     fetch_->Release(missing.buffer);
     missing.state = Missing::State::kDone;
@@ -173,28 +213,31 @@ void StepRows::Release(size_t piece) {
 }
 
 void StepRows::GiveUp(size_t piece, bool failed_only, std::vector<Late>* late) {
-  RowPiece& given_up = pieces_[piece];
+  RowGroup& group = *pieces_[piece].group;
+  RowPiece& given_up = group.pieces_[pieces_[piece].number];
   for (size_t i = 0; i < given_up.num_missing; ++i) {
-    Missing& missing = missing_[given_up.first_missing + i];
+    Missing& missing = group.missing_[given_up.first_missing + i];
     const bool is_late = missing.state == Missing::State::kFailed ||
                          (!failed_only && missing.state == Missing::State::kComing);
     if (!is_late) continue;
     if (missing.state == Missing::State::kFailed) fetch_->Release(missing.buffer);
     missing.state = Missing::State::kDone;
     --given_up.num_coming;
-    if (missing.first_value != kNone) {
-      late->push_back({missing.item, missing.first, ranges_[missing.range].num_tokens});
-      ranges_[missing.range].num_tokens = 0;
+    if (missing.first_value != RowGroup::kNone) {
+      late->push_back({missing.item, missing.first, group.ranges_[missing.range].num_tokens});
+      group.ranges_[missing.range].num_tokens = 0;
       continue;
     }
-    if (ranges_[missing.first_range].num_tokens == 0) continue;  // for another part of it
+    if (group.ranges_[missing.first_range].num_tokens == 0) continue;  // for another part of it
     late->push_back({missing.item, 0, 0});
-    for (size_t r = missing.first_range; r < missing.end_range; ++r) ranges_[r].num_tokens = 0;
+    for (size_t r = missing.first_range; r < missing.end_range; ++r) {
+      group.ranges_[r].num_tokens = 0;
+    }
   }
 }
 
 void AddRows(const SequenceView& view, int kv_head, int64_t visible_end, bool leave_out_zones,
-             StepRows& rows) {
+             RowGroup& rows) {
   const int64_t end = std::min(visible_end, view.contents.length);
   const auto add_chunk = [&](const RowChunk& chunk) {
     const int64_t count = std::min(chunk.capacity(), end - chunk.position_begin());
@@ -214,11 +257,6 @@ void AddRows(const SequenceView& view, int kv_head, int64_t visible_end, bool le
     }
   }
   for (const auto& chunk : view.contents.tail) add_chunk(*chunk);
-}
-
-void StepRows::CompactValues(size_t first, int64_t count) {
-  const auto begin = value_rows_.begin() + static_cast<int64_t>(first);
-  std::stable_partition(begin, begin + count, [](const std::byte* row) { return row != nullptr; });
 }
 
 }  // namespace wavekv

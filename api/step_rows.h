@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -14,7 +15,12 @@
 
 namespace wavekv {
 
-// Consecutive ranges that are attended together, to one partial state of each query.
+// Tokens of a piece: as few as keeps the cost of partial states small, so that there is something
+// to attend while rows are coming.
+inline constexpr int64_t kExactPieceTokens = 1024;
+inline constexpr int64_t kZonePieceTokens = 256;
+
+// Consecutive ranges of a group that are attended together, to one partial state of each query.
 struct RowPiece {
   size_t first_range = 0;
   size_t num_ranges = 0;
@@ -25,20 +31,12 @@ struct RowPiece {
   size_t num_coming = 0;  // of those, not yet here
 };
 
-// A group of consecutive pieces.
-struct PieceGroup {
-  size_t first_piece = 0;
-  size_t num_pieces = 0;
-  int64_t first_part = 0;  // where their partial states lie
-};
-
-// Ranges are added group by group and cut into pieces by the data alone: neither the number of
+// The rows of some queries of one kv head, cut into pieces by the data alone: neither the number of
 // threads nor what lies in which tier changes a result. Rows of a tier are looked up as they are
-// added. Those that are in no slot are missing: they are requested in the order of their pieces,
-// and a piece can be attended once all of its rows are here.
+// added; those that are in no slot are missing.
 //
-// Threads: one at a time.
-class StepRows {
+// Threads: one at a time; groups are independent.
+class RowGroup {
  public:
   // Some tokens of a sealed cluster.
   struct ClusterRun {
@@ -49,33 +47,18 @@ class StepRows {
     // Names the run's first token (the next ones follow) or the run, should it be given up.
     int64_t item = 0;
   };
-  // Rows that will not come.
-  struct Late {
-    int64_t item = 0;
-    int64_t first = 0;  // of the run's tokens
-    int64_t num_tokens = 0;
-  };
 
-  // `fetch` reads tiers, if there are any; it outlives what is added.
-  void Begin(BlockFetch* fetch);
-  // Forgets all rows.
-  void Clear();
-
-  // A piece ends with the run that brings it to piece_tokens.
-  void BeginGroup(int64_t piece_tokens);
+  // A piece ends with the run that brings it to its size.
   void Add(const KvRange& range);
   void Add(const ClusterRun& run) { AddRun(run, /*with_values=*/false); }
-  // And lists the address of each value row in value_rows(), good until Clear.
+  // And lists the address of each value row in value_rows().
   void AddWithValues(const ClusterRun& run) { AddRun(run, /*with_values=*/true); }
-  // At least one piece, which may be empty.
-  PieceGroup EndGroup();
+  // After the last one: at least one piece, which may be empty.
+  void End();
 
-  size_t num_pieces() const { return pieces_.size(); }
-  const RowPiece& piece(size_t i) const { return pieces_[i]; }
-  bool is_here(size_t piece) const { return pieces_[piece].num_coming == 0; }
-  absl::Span<const KvRange> ranges(size_t piece) const {
-    return absl::MakeConstSpan(ranges_).subspan(pieces_[piece].first_range,
-                                                pieces_[piece].num_ranges);
+  const std::vector<RowPiece>& pieces() const { return pieces_; }
+  absl::Span<const KvRange> ranges(const RowPiece& piece) const {
+    return absl::MakeConstSpan(ranges_).subspan(piece.first_range, piece.num_ranges);
   }
   size_t num_values() const { return value_rows_.size(); }
   // nullptr for rows that were given up. REQUIRES: all pieces are here or were given up.
@@ -83,20 +66,9 @@ class StepRows {
   // Closes the gaps that given up rows left among rows [first, first + count).
   void CompactValues(size_t first, int64_t count);
 
-  bool has_missing() const { return !missing_.empty(); }
-  // Requests as many missing rows as there is room for and has them read. Does not block.
-  void Request();
-  // Waits for some. False when none came before the deadline.
-  bool Wait(BlockReader::TimePoint deadline);
-  // The first read that failed since Begin; OK when none did.
-  const absl::Status& failure() const { return fetch_->failure(); }
-  // The piece has been attended: its rows may go.
-  void Release(size_t piece);
-  // Gives up rows of the piece: those that could not be read, or all that are not here. `late` gets
-  // rows of runs whose values are listed one by one, and of other runs the run.
-  void GiveUp(size_t piece, bool failed_only, std::vector<Late>* late);
-
  private:
+  friend class StepRows;
+
   static constexpr size_t kNone = static_cast<size_t>(-1);
 
   // Rows in one block that is in no slot.
@@ -116,21 +88,24 @@ class StepRows {
     BlockFetch::Buffer buffer = 0;
   };
 
+  void Begin(BlockFetch* fetch, size_t number, int64_t piece_tokens);
   void AddRun(const ClusterRun& run, bool with_values);
   void AddTieredRun(const ClusterRun& run, bool with_values);
   void ListValues(const KvRange& range, int64_t value_row_bytes);
   void EndPiece();
+  // The missing rows are here, for a while: values that are listed are copied.
   void Place(const std::byte* block, const Missing& missing);
 
   BlockFetch* fetch_ = nullptr;
+  size_t number_ = 0;  // of the group
   int64_t piece_tokens_ = 0;
-  size_t first_piece_of_group_ = 0;
+  size_t first_piece_ = 0;  // among those of all groups
   RowPiece open_;
   std::vector<KvRange> ranges_;
   std::vector<RowPiece> pieces_;
   std::vector<const std::byte*> value_rows_;
   std::vector<Missing> missing_;
-  size_t num_requested_ = 0;
+  size_t first_waiter_ = 0;             // the first missing part's number among those of all groups
   std::vector<std::byte> late_values_;  // copies of value rows whose blocks go
   size_t late_values_used_ = 0;
   size_t late_values_needed_ = 0;
@@ -140,15 +115,76 @@ class StepRows {
   const std::byte* last_data_ = nullptr;
 };
 
-// Tokens of a piece: as few as keeps the cost of partial states small, so that there is something
-// to attend while rows are coming.
-inline constexpr int64_t kExactPieceTokens = 1024;
-inline constexpr int64_t kZonePieceTokens = 256;
+// All groups of a step, and the reading of what is missing: in the order of groups and pieces, of
+// which each can be attended once all of its rows are here.
+//
+// Threads: one at a time, but that different groups may be filled at once.
+class StepRows {
+ public:
+  // Rows that will not come.
+  struct Late {
+    int64_t item = 0;
+    int64_t first = 0;  // of the run's tokens
+    int64_t num_tokens = 0;
+  };
+
+  // `fetch` reads tiers, if there are any; it outlives what is added.
+  void Begin(BlockFetch* fetch);
+  // Forgets all rows, and lets go of those that were looked up.
+  void Clear();
+
+  // The number of a new group, to be filled and ended.
+  size_t AddGroup(int64_t piece_tokens);
+  RowGroup& group(size_t i) { return *groups_[i]; }
+  const RowGroup& group(size_t i) const { return *groups_[i]; }
+  // Numbers the pieces of new groups. REQUIRES: they have ended.
+  void EndGroups();
+
+  size_t num_pieces() const { return pieces_.size(); }
+  size_t first_piece(size_t group) const { return groups_[group]->first_piece_; }
+  const RowPiece& piece(size_t i) const { return pieces_[i].group->pieces_[pieces_[i].number]; }
+  bool is_here(size_t piece) const { return this->piece(piece).num_coming == 0; }
+  absl::Span<const KvRange> ranges(size_t piece) const {
+    return pieces_[piece].group->ranges(this->piece(piece));
+  }
+
+  bool has_missing() const { return num_missing_ > 0; }
+  // Requests as many missing rows as there is room for and has them read. Does not block.
+  void Request();
+  // Waits for some. False when none came before the deadline.
+  bool Wait(BlockReader::TimePoint deadline);
+  // The first read that failed since Begin; OK when none did.
+  const absl::Status& failure() const { return fetch_->failure(); }
+  // The piece has been attended: its rows may go.
+  void Release(size_t piece);
+  // Gives up rows of the piece: those that could not be read, or all that are not here. `late` gets
+  // rows of runs whose values are listed one by one, and of other runs the run.
+  void GiveUp(size_t piece, bool failed_only, std::vector<Late>* late);
+
+ private:
+  using Missing = RowGroup::Missing;
+
+  struct PieceRef {
+    RowGroup* group = nullptr;
+    size_t number = 0;
+  };
+
+  RowGroup& GroupOf(size_t waiter);
+
+  BlockFetch* fetch_ = nullptr;
+  std::vector<std::unique_ptr<RowGroup>> groups_;  // kept for their memory
+  size_t num_groups_ = 0;
+  size_t num_numbered_ = 0;  // of the groups
+  std::vector<PieceRef> pieces_;
+  size_t num_missing_ = 0;
+  size_t num_requested_ = 0;
+  size_t requested_group_ = 0;  // of the next one
+};
 
 // Adds the rows of one kv head that begin before visible_end: the sinks, the segments, the tail, in
 // this order. leave_out_zones: without the segments that AnswersByZones.
 void AddRows(const SequenceView& view, int kv_head, int64_t visible_end, bool leave_out_zones,
-             StepRows& rows);
+             RowGroup& rows);
 
 }  // namespace wavekv
 

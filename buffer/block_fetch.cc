@@ -33,27 +33,35 @@ void BlockFetch::Begin(uint32_t step) {
   num_hits_ = num_misses_ = bytes_read_ = 0;
 }
 
-const std::byte* BlockFetch::Find(const TieredRows& rows, int64_t block) {
+void BlockFetch::AddList(size_t number) {
+  num_lists_ = number + 1;
+  if (lists_.size() < num_lists_) lists_.resize(num_lists_);
+}
+
+const std::byte* BlockFetch::Find(const TieredRows& rows, int64_t block, size_t list) {
   BlockCache& cache = *tiers_.cache_;
-  const uint32_t slot = cache.Pin(rows.table(), block, step_);
-  CountLookup(rows.table().tenant(), slot != BlockTable::kNoSlot);
-  if (slot == BlockTable::kNoSlot) return nullptr;
-  pinned_.push_back(slot);
+  List& looked_up = lists_[list];
+  const BlockTable& table = rows.table();
+  const uint32_t slot = cache.Pin(table, block, step_);
+  looked_up.tenant = table.tenant();
+  if (slot == BlockTable::kNoSlot) {
+    ++looked_up.num_misses;
+    return nullptr;
+  }
+  looked_up.pinned.push_back(slot);
   return cache.data(slot);
 }
 
-void BlockFetch::CountLookup(uint32_t tenant, bool hit) {
-  if (tenant != tenant_) FlushLookups();
-  tenant_ = tenant;
-  (hit ? tenant_hits_ : tenant_misses_) += 1;
+int64_t BlockFetch::num_hits() const {
+  int64_t hits = num_hits_;
+  for (size_t i = 0; i < num_lists_; ++i) hits += static_cast<int64_t>(lists_[i].pinned.size());
+  return hits;
 }
 
-void BlockFetch::FlushLookups() {
-  if (tenant_hits_ + tenant_misses_ == 0) return;
-  tiers_.cache_->CountLookups(tenant_, tenant_hits_, tenant_misses_);
-  num_hits_ += tenant_hits_;
-  num_misses_ += tenant_misses_;
-  tenant_hits_ = tenant_misses_ = 0;
+int64_t BlockFetch::num_misses() const {
+  int64_t misses = num_misses_;
+  for (size_t i = 0; i < num_lists_; ++i) misses += lists_[i].num_misses;
+  return misses;
 }
 
 BlockFetch::Requested BlockFetch::Request(const TieredRows& rows, int64_t block, uint32_t waiter) {
@@ -150,9 +158,18 @@ void BlockFetch::Tell(Buffer buffer, uint32_t waiter) {
 void BlockFetch::Release(Buffer buffer) { --held_[buffer].num_users; }
 
 void BlockFetch::Unpin() {
-  tiers_.cache_->Release(pinned_);
-  pinned_.clear();
-  FlushLookups();
+  for (size_t i = 0; i < num_lists_; ++i) {
+    List& list = lists_[i];
+    const auto hits = static_cast<int64_t>(list.pinned.size());
+    if (hits + list.num_misses == 0) continue;
+    tiers_.cache_->Release(list.pinned);
+    tiers_.cache_->CountLookups(list.tenant, hits, list.num_misses);
+    num_hits_ += hits;
+    num_misses_ += list.num_misses;
+    list.pinned.clear();
+    list.num_misses = 0;
+  }
+  num_lists_ = 0;
 }
 
 void BlockFetch::Recycle() {

@@ -28,7 +28,7 @@ class RowTiers;
 // A block has one buffer however often it is requested, and comes once for each waiter. Room: when
 // nothing is held there is some for RowTiersOptions::fetch_blocks_min at least.
 // Allocates nothing, unless more is pinned than in any call before.
-// Threads: one at a time.
+// Threads: one at a time, but for Find.
 class BlockFetch {
  public:
   using Buffer = uint32_t;
@@ -42,8 +42,11 @@ class BlockFetch {
 
   enum class Requested : uint8_t { kComes, kNoRoom };
 
+  // Look-ups are made in lists, each by one thread at a time and of one tenant's blocks; list
+  // `number` follows those before it.
+  void AddList(size_t number);
   // The block in its slot, pinned; nullptr when it is in none.
-  const std::byte* Find(const TieredRows& rows, int64_t block);
+  const std::byte* Find(const TieredRows& rows, int64_t block, size_t list);
 
   // kComes: one of the next calls of Wait tells `waiter`.
   Requested Request(const TieredRows& rows, int64_t block, uint32_t waiter);
@@ -72,8 +75,8 @@ class BlockFetch {
   bool has_leftovers() const { return !by_block_.empty(); }
 
   // Look-ups since the lease began.
-  int64_t num_hits() const { return num_hits_ + tenant_hits_; }
-  int64_t num_misses() const { return num_misses_ + tenant_misses_; }
+  int64_t num_hits() const;
+  int64_t num_misses() const;
   int64_t bytes_read() const { return bytes_read_; }
 
  private:
@@ -95,6 +98,11 @@ class BlockFetch {
     uint32_t waiter = 0;
     int32_t next = kNone;
   };
+  struct List {
+    std::vector<uint32_t> pinned;  // slots
+    uint32_t tenant = 0;
+    int64_t num_misses = 0;
+  };
 
   BlockFetch(RowTiers& tiers, absl::Span<std::byte> memory, std::unique_ptr<BlockReader> reader);
 
@@ -110,16 +118,15 @@ class BlockFetch {
   void Settle(Buffer buffer, const absl::Status& status);
   // Admits blocks that nobody uses and frees their buffers.
   void Recycle();
-  void CountLookup(uint32_t tenant, bool hit);
-  void FlushLookups();
 
   RowTiers& tiers_;
   const absl::Span<std::byte> memory_;
   const std::unique_ptr<BlockReader> reader_;
   uint32_t step_ = 0;
 
-  std::vector<uint32_t> pinned_;  // slots
-  std::vector<Held> held_;        // by buffer
+  std::vector<List> lists_;  // the first num_lists_; the others are kept for their memory
+  size_t num_lists_ = 0;
+  std::vector<Held> held_;  // by buffer
   std::vector<Buffer> free_;
   absl::flat_hash_map<std::pair<const TieredRows*, int64_t>, Buffer> by_block_;
   std::vector<Waiter> waiters_;
@@ -133,10 +140,7 @@ class BlockFetch {
   absl::Status failure_;
   int64_t num_waiting_ = 0;
 
-  // Of the tenant whose blocks were looked up last, not yet counted in the cache.
-  uint32_t tenant_ = 0;
-  int64_t tenant_hits_ = 0;
-  int64_t tenant_misses_ = 0;
+  // Of lists that were unpinned.
   int64_t num_hits_ = 0;
   int64_t num_misses_ = 0;
   int64_t bytes_read_ = 0;

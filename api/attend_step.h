@@ -119,6 +119,7 @@ struct AttendWorkspace {
   std::vector<size_t> pieces_to_come;  // that are to be attended
   std::vector<size_t> pieces_in_work;
   std::vector<StepRows::Late> late;
+  bool rows_were_missing = false;  // when units were answered last
   std::vector<int64_t> visible_ends;
   std::vector<float> partial_outputs;
   std::vector<float> partial_lses;
@@ -232,6 +233,12 @@ class AttendStep {
   }
   RetrievedTokens RetrievedBy(const ZoneUnit& unit) const;
   absl::Status FlushUnits(AttendStats* stats);
+  size_t WaveSize() const;
+  // Attends and estimates those of the wave.
+  absl::Status AnswerUnits();
+  size_t NumberOf(const ZoneUnit& unit) const {
+    return static_cast<size_t>(&unit - ws_.units.data());
+  }
   bool OpensAll() const { return options_.open.is_ratio() && options_.open.ratio() >= 1.0; }
   bool HasTarget() const { return options_.target_error > 0.0; }
   int64_t AddParts(int64_t num_parts);
@@ -271,7 +278,8 @@ class AttendStep {
   const int group_;
   const int64_t kv_bytes_;  // K and V of one token and kv head
   const BlockReader::TimePoint deadline_;
-  int64_t num_rows_ = 0;    // of the batch
+  int64_t num_rows_ = 0;      // of the batch
+  absl::Span<ZoneUnit> wave_;  // units that are ranked or answered together
 };
 
 }  // namespace wavekv

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "api/attend_step.h"
 #include "storage/status_macros.h"
@@ -48,23 +49,46 @@ int64_t AttendStep::AddParts(int64_t num_parts) {
   return first;
 }
 
+// In waves, if rows are likely to be missing: while those of one are read, the next is ranked. With
+// a target all are measured at once.
+size_t AttendStep::WaveSize() const {
+  constexpr size_t kWaves = 4;
+  if (HasTarget() || !ws_.rows_were_missing) return ws_.units.size();
+  return (ws_.units.size() + kWaves - 1) / kWaves;
+}
+
 absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   if (ws_.units.empty()) return absl::OkStatus();
-  WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/false));
-
-  AddGroups(&ZoneUnit::read, [&](ZoneUnit& unit, RowGroup& rows) {
-    AddRetrievedRanges(unit, rows);
-    if (!HasTarget()) AddSteadyRanges(unit, rows);
-  });
-  WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::read));
-  for (const ZoneUnit& unit : ws_.units) {
-    if (unit.num_degraded > 0) CompactValues(unit);
+  auto to_rank = absl::MakeSpan(ws_.units);
+  absl::Span<ZoneUnit> ranked;
+  for (const size_t wave_size = WaveSize(); !to_rank.empty();) {
+    wave_ = to_rank.subspan(0, wave_size);
+    to_rank.remove_prefix(wave_.size());
+    WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/false));
+    AddGroups(&ZoneUnit::read, [&](ZoneUnit& unit, RowGroup& rows) {
+      AddRetrievedRanges(unit, rows);
+      if (!HasTarget()) AddSteadyRanges(unit, rows);
+    });
+    if (ws_.rows.has_missing()) ws_.rows.Request();
+    const absl::Span<ZoneUnit> next = std::exchange(ranked, wave_);
+    wave_ = next;
+    if (!wave_.empty()) WAVEKV_RETURN_IF_ERROR(AnswerUnits());
   }
-  WAVEKV_RETURN_IF_ERROR(EstimateUnits(/*coarse=*/false));
+  wave_ = ranked;
+  WAVEKV_RETURN_IF_ERROR(AnswerUnits());
   WAVEKV_RETURN_IF_ERROR(MergeUnits());
   for (const ZoneUnit& unit : ws_.units) AccountUnit(unit, stats);
+  ws_.rows_were_missing = ws_.rows.has_missing();
   ClearUnits();
   return absl::OkStatus();
+}
+
+absl::Status AttendStep::AnswerUnits() {
+  WAVEKV_RETURN_IF_ERROR(AttendPieces(&ZoneUnit::read));
+  for (const ZoneUnit& unit : wave_) {
+    if (unit.num_degraded > 0) CompactValues(unit);
+  }
+  return EstimateUnits(/*coarse=*/false);
 }
 
 // Without those of tokens that came too late.
@@ -98,15 +122,15 @@ void AttendStep::AddRetrievedRanges(const ZoneUnit& unit, RowGroup& rows) {
 
 void AttendStep::AddGroups(PieceGroup ZoneUnit::*group,
                            absl::FunctionRef<void(ZoneUnit& unit, RowGroup& rows)> fill) {
-  for (ZoneUnit& unit : ws_.units) (unit.*group).group = ws_.rows.AddGroup(kZonePieceTokens);
-  executor_.ParallelFor(static_cast<int64_t>(ws_.units.size()), [&](int64_t u, int) {
-    ZoneUnit& unit = ws_.units[u];
+  for (ZoneUnit& unit : wave_) (unit.*group).group = ws_.rows.AddGroup(kZonePieceTokens);
+  executor_.ParallelFor(static_cast<int64_t>(wave_.size()), [&](int64_t i, int) {
+    ZoneUnit& unit = wave_[i];
     RowGroup& rows = ws_.rows.group((unit.*group).group);
     fill(unit, rows);
     rows.End();
   });
   ws_.rows.EndGroups();
-  for (ZoneUnit& unit : ws_.units) {
+  for (ZoneUnit& unit : wave_) {
     PieceGroup& pieces = unit.*group;
     pieces.first_piece = ws_.rows.first_piece(pieces.group);
     pieces.num_pieces = ws_.rows.group(pieces.group).pieces().size();
@@ -143,17 +167,17 @@ void AttendStep::AddChosenRanges(const ZoneUnit& unit, RowGroup& rows) {
 absl::Status AttendStep::AttendPieces(PieceGroup ZoneUnit::*group) {
   ws_.visible_ends.clear();
   ws_.exact_parts.clear();
-  for (size_t u = 0; u < ws_.units.size(); ++u) {
-    const ZoneUnit& unit = ws_.units[u];
+  for (const ZoneUnit& unit : wave_) {
+    const auto first_visible_end = static_cast<int64_t>(ws_.visible_ends.size());
     ws_.visible_ends.insert(ws_.visible_ends.end(), group_, unit.visible_end);
     ExactPart part;
     part.first_state = unit.first_state;
     part.num_queries = group_;
     // Only a row before the newest can meet a range that it does not see to the end.
     if (unit.visible_end < unit.view->contents.length) {
-      part.first_visible_end = static_cast<int64_t>(u) * group_;
+      part.first_visible_end = first_visible_end;
     }
-    part.unit = static_cast<int64_t>(u);
+    part.unit = static_cast<int64_t>(NumberOf(unit));
     for (size_t i = 0; i < (unit.*group).num_pieces; ++i) {
       part.piece = (unit.*group).first_piece + i;
       part.first_partial = ((unit.*group).first_part + static_cast<int64_t>(i)) * group_;
@@ -173,7 +197,7 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
   ws_.missing_lses.resize(ws_.indexes.size() * group_);
   ws_.value_variance.resize(ws_.indexes.size() * group_);
   ws_.estimate_tasks.clear();
-  for (const ZoneUnit& unit : ws_.units) {
+  for (const ZoneUnit& unit : wave_) {
     int64_t cluster = 0;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
       const int64_t part = (unit.first_estimate + i) * group_;
@@ -271,7 +295,7 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
   stats->bytes_dense += unit.visible_end * kv_bytes_;
   stats->bytes_read += exact_tokens * kv_bytes_ + IndexBytesRead(unit);
 
-  const int64_t u = &unit - ws_.units.data();
+  const auto u = static_cast<int64_t>(NumberOf(unit));
   for (int query = 0; query < group_; ++query) {
     const double mass = std::exp(static_cast<double>(ws_.estimated_lses[u * group_ + query]) -
                                  ws_.lses[unit.first_state + query]);
@@ -320,7 +344,7 @@ int64_t AttendStep::IndexBytesRead(const ZoneUnit& unit) const {
 }
 
 double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
-  const int64_t u = &unit - ws_.units.data();
+  const auto u = static_cast<int64_t>(NumberOf(unit));
   const double lse = ws_.lses[unit.first_state + query];
   double missing = 0.0;
   double variance = 0.0;

@@ -46,6 +46,7 @@ absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
   for (const SequenceView& view : ws_.views) {
     for (int64_t row = 0; row < view.num_rows; ++row) AddUnits(view, row);
   }
+  wave_ = absl::MakeSpan(ws_.units);
   WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/true));
   for (const ZoneUnit& unit : ws_.units) all.push_back(RetrievedBy(unit));
   ClearUnits();
@@ -85,7 +86,7 @@ RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
 }
 
 absl::Status AttendStep::RankUnits(bool ranked) {
-  for (ZoneUnit& unit : ws_.units) unit.first_estimate = AddParts(unit.num_indexes);
+  for (ZoneUnit& unit : wave_) unit.first_estimate = AddParts(unit.num_indexes);
   if (HasTarget()) {
     {
       const PhaseSpan span = Span(Phase::kRank);
@@ -107,8 +108,8 @@ absl::Status AttendStep::OpenSupers() {
   supers.Resize(group_);
   ws_.score_supers_tasks.clear();
   ws_.select_tasks.clear();
-  for (size_t u = 0; u < ws_.units.size(); ++u) {
-    ZoneUnit& unit = ws_.units[u];
+  for (ZoneUnit& unit : wave_) {
+    const size_t u = NumberOf(unit);
     int64_t super = unit.first_super * group_;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
       ScoreSupersTask score;
@@ -140,17 +141,18 @@ absl::Status AttendStep::ScoreUnits() {
   ws_.clusters.Resize(group_);
   ws_.rotated_queries.resize(ws_.units.size() * group_ * model_.head_dim_k);
   ws_.rotate_tasks.clear();
-  for (size_t u = 0; u < ws_.units.size(); ++u) {
-    ws_.rotate_tasks.push_back({ws_.queries.data() + ws_.units[u].first_state * model_.head_dim_k,
-                                ws_.rotated_queries.data() + u * group_ * model_.head_dim_k, group_,
-                                model_.head_dim_k});
+  for (const ZoneUnit& unit : wave_) {
+    ws_.rotate_tasks.push_back(
+        {ws_.queries.data() + unit.first_state * model_.head_dim_k,
+         ws_.rotated_queries.data() + NumberOf(unit) * group_ * model_.head_dim_k, group_,
+         model_.head_dim_k});
   }
   WAVEKV_RETURN_IF_ERROR(backend_.RotateRows(ws_.rotate_tasks));
   if (!OpensAll()) WAVEKV_RETURN_IF_ERROR(OpenSupers());
 
   ws_.score_tasks.clear();
-  for (size_t u = 0; u < ws_.units.size(); ++u) {
-    const ZoneUnit& unit = ws_.units[u];
+  for (const ZoneUnit& unit : wave_) {
+    const size_t u = NumberOf(unit);
     int64_t cluster = unit.first_cluster * group_;
     int64_t super = 0;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
@@ -256,8 +258,8 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
   RankedLevel& clusters = ws_.clusters;
   ws_.risk_limits.resize(ws_.units.size());
   ws_.select_tasks.clear();
-  for (size_t u = 0; u < ws_.units.size(); ++u) {
-    ZoneUnit& unit = ws_.units[u];
+  for (ZoneUnit& unit : wave_) {
+    const size_t u = NumberOf(unit);
     SelectClustersTask select =
         SelectOf(clusters, unit.first_cluster, unit.num_clusters, group_, &unit.num_retrieved);
     select.token_budget = SelectedTokens(unit);
@@ -312,7 +314,7 @@ void AttendStep::AddSketch(ZoneUnit& unit) {
 }
 
 absl::Status AttendStep::RankTokens() {
-  for (ZoneUnit& unit : ws_.units) AddSketch(unit);
+  for (ZoneUnit& unit : wave_) AddSketch(unit);
   const size_t num_tokens = ws_.chosen.size();
   ws_.token_logits.resize(num_tokens * group_);
   ws_.token_scores.resize(num_tokens * group_);
@@ -331,8 +333,8 @@ absl::Status AttendStep::RankTokens() {
   }
   ws_.score_tokens_tasks.clear();
   ws_.select_tokens_tasks.clear();
-  for (size_t u = 0; u < ws_.units.size(); ++u) {
-    ZoneUnit& unit = ws_.units[u];
+  for (ZoneUnit& unit : wave_) {
+    const size_t u = NumberOf(unit);
     int64_t cluster = 0;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
       const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
@@ -381,8 +383,8 @@ absl::Status AttendStep::RankTokens() {
   }
   WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
   WAVEKV_RETURN_IF_ERROR(backend_.SelectTokens(ws_.select_tokens_tasks));
-  executor_.ParallelFor(static_cast<int64_t>(ws_.units.size()),
-                        [&](int64_t u, int) { ReadMostlyChosenWhole(ws_.units[u]); });
+  executor_.ParallelFor(static_cast<int64_t>(wave_.size()),
+                        [&](int64_t i, int) { ReadMostlyChosenWhole(wave_[i]); });
   return absl::OkStatus();
 }
 

@@ -41,17 +41,45 @@ v1::EngineStats ToProto(const EngineStats& stats) {
   proto.set_bytes_dense_total(stats.bytes_dense_total);
   proto.set_bytes_read_total(stats.bytes_read_total);
   proto.set_attend_seconds_total(stats.attend_seconds_total);
+  proto.set_tokens_degraded_total(stats.tokens_degraded_total);
+  proto.set_block_bytes(stats.block_bytes);
+  proto.set_cache_bytes(stats.cache_bytes);
+  proto.set_cache_bytes_free(stats.cache_bytes_free);
+  proto.set_cache_bytes_pinned(stats.cache_bytes_pinned);
+  proto.set_staging_bytes(stats.staging_bytes);
+  proto.set_reads_pending(stats.reads_pending);
+  proto.set_backing_bytes_used(stats.backing_bytes_used);
+  proto.set_backing_bytes_free(stats.backing_bytes_free);
+  proto.set_blocks_read_total(stats.blocks_read_total);
+  proto.set_tier_bytes_read_total(stats.tier_bytes_read_total);
+  proto.set_tier_bytes_written_total(stats.tier_bytes_written_total);
+  proto.set_read_failures_total(stats.read_failures_total);
+  proto.set_tiers_open_seconds(stats.tiers_open_seconds);
   return proto;
 }
 
 v1::TenantStats ToProto(const TenantStore& tenant) {
+  const TenantStats stats = StatsOf(tenant);
   v1::TenantStats proto;
   proto.set_label(tenant.label());
-  proto.set_sequences(tenant.num_sequences());
-  proto.set_host_bytes_used(tenant.account().used_bytes());
-  proto.set_host_bytes_quota(tenant.account().quota_bytes());
-  proto.set_evicted_sequences_total(tenant.evicted_sequences_total());
-  proto.set_quota_rejects_total(tenant.rejects_total());
+  proto.set_sequences(stats.sequences);
+  proto.set_host_bytes_used(stats.host_bytes_used);
+  proto.set_host_bytes_quota(stats.host_bytes_quota);
+  proto.set_evicted_sequences_total(stats.evicted_sequences_total);
+  proto.set_quota_rejects_total(stats.quota_rejects_total);
+  proto.set_backing_bytes_used(stats.backing_bytes_used);
+  proto.set_backing_bytes_quota(stats.backing_bytes_quota);
+  proto.set_backing_rejects_total(stats.backing_rejects_total);
+  proto.set_cache_bytes_used(stats.cache_bytes_used);
+  proto.set_cache_bytes_quota(stats.cache_bytes_quota);
+  proto.set_cache_bytes_reserved(stats.cache_bytes_reserved);
+  proto.set_block_hits_total(stats.block_hits_total);
+  proto.set_block_misses_total(stats.block_misses_total);
+  proto.set_blocks_admitted_total(stats.blocks_admitted_total);
+  proto.set_blocks_rejected_total(stats.blocks_rejected_total);
+  proto.set_evictions_by_ceiling_total(stats.evictions_by_ceiling_total);
+  proto.set_evictions_by_pressure_total(stats.evictions_by_pressure_total);
+  proto.set_evictions_by_quota_total(stats.evictions_by_quota_total);
   return proto;
 }
 

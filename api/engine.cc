@@ -156,13 +156,7 @@ absl::Status Tenant::SetQuota(const TenantQuota& quota) const {
 
 absl::StatusOr<TenantStats> Tenant::stats() const {
   if (store_ == nullptr || store_->closed()) return TenantNotFound();
-  TenantStats stats;
-  stats.sequences = store_->num_sequences();
-  stats.host_bytes_used = store_->account().used_bytes();
-  stats.host_bytes_quota = store_->account().quota_bytes();
-  stats.evicted_sequences_total = store_->evicted_sequences_total();
-  stats.quota_rejects_total = store_->rejects_total();
-  return stats;
+  return StatsOf(*store_);
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& requested) {

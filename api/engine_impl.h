@@ -33,6 +33,8 @@ struct PlanState {
   AttendWorkspace workspace;
 };
 
+TenantStats StatsOf(const TenantStore& tenant);
+
 struct Engine::Impl {
   EngineOptions options;
   std::shared_ptr<StoreContext> context;

@@ -1,5 +1,7 @@
 // Engine::stats and its Prometheus text.
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "api/engine_impl.h"
 #include "fmt/format.h"
@@ -19,7 +21,113 @@ void AddMetric(std::string& text, const char* name, const char* type, const char
   text += fmt::format("{} {}\n", name, value);
 }
 
+// The lines of a metric that each tenant has.
+class TenantMetric {
+ public:
+  TenantMetric(const char* name, const char* type, const char* help) : name_(name) {
+    AddHeader(text_, name, type, help);
+  }
+
+  // labels: beside the tenant's, each with a comma before it.
+  void Add(const std::string& tenant, const char* labels, int64_t value) {
+    text_ += fmt::format("{}{{tenant=\"{}\"{}}} {}\n", name_, tenant, labels, value);
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  const char* const name_;
+  std::string text_;
+};
+
+// What the tiers hold and move, for engines that have some.
+void AddTierMetrics(const EngineStats& stats,
+                    const std::vector<std::shared_ptr<TenantStore>>& tenants, std::string& text) {
+  TenantMetric bytes("wavekv_tier_tenant_bytes", "gauge", "Bytes of tiers that a tenant holds.");
+  TenantMetric quotas("wavekv_tier_quota_bytes", "gauge",
+                      "Quota of a tenant in tiers; a ceiling of 0 is all there is.");
+  TenantMetric lookups("wavekv_blocks_total", "counter", "Look-ups of blocks in the cache.");
+  TenantMetric admissions("wavekv_block_admissions_total", "counter",
+                          "Blocks read that were admitted to the cache, or found no room.");
+  TenantMetric evictions("wavekv_evicted_blocks_total", "counter",
+                         "Blocks that gave way, by what made them.");
+  TenantMetric rejects("wavekv_backing_reject_total", "counter",
+                       "Segments refused by the tenant's quota of the backing tier.");
+  for (const auto& tenant : tenants) {
+    const std::string label = tenant->label();
+    const TenantStats of = StatsOf(*tenant);
+    bytes.Add(label, ",tier=\"backing\"", of.backing_bytes_used);
+    bytes.Add(label, ",tier=\"cache\"", of.cache_bytes_used);
+    quotas.Add(label, ",tier=\"backing\",kind=\"ceiling\"", of.backing_bytes_quota);
+    quotas.Add(label, ",tier=\"cache\",kind=\"ceiling\"", of.cache_bytes_quota);
+    quotas.Add(label, ",tier=\"cache\",kind=\"floor\"", of.cache_bytes_reserved);
+    lookups.Add(label, ",result=\"hit\"", of.block_hits_total);
+    lookups.Add(label, ",result=\"miss\"", of.block_misses_total);
+    admissions.Add(label, ",result=\"admitted\"", of.blocks_admitted_total);
+    admissions.Add(label, ",result=\"rejected\"", of.blocks_rejected_total);
+    evictions.Add(label, ",reason=\"ceiling\"", of.evictions_by_ceiling_total);
+    evictions.Add(label, ",reason=\"pressure\"", of.evictions_by_pressure_total);
+    evictions.Add(label, ",reason=\"quota\"", of.evictions_by_quota_total);
+    rejects.Add(label, "", of.backing_rejects_total);
+  }
+  for (const TenantMetric* metric : {&bytes, &quotas, &lookups, &admissions, &evictions, &rejects}) {
+    text += metric->text();
+  }
+
+  AddHeader(text, "wavekv_tier_bytes", "gauge", "Bytes of tiers by state.");
+  const auto add_bytes = [&](const char* tier, const char* state, int64_t value) {
+    text += fmt::format("wavekv_tier_bytes{{tier=\"{}\",state=\"{}\"}} {}\n", tier, state, value);
+  };
+  add_bytes("cache", "used", stats.cache_bytes - stats.cache_bytes_free);
+  add_bytes("cache", "free", stats.cache_bytes_free);
+  add_bytes("cache", "pinned", stats.cache_bytes_pinned);
+  add_bytes("staging", "reserved", stats.staging_bytes);
+  add_bytes("backing", "used", stats.backing_bytes_used);
+  add_bytes("backing", "free", stats.backing_bytes_free);
+  AddMetric(text, "wavekv_reads_pending", "gauge", "Blocks asked for that have not come.",
+            stats.reads_pending);
+  AddMetric(text, "wavekv_read_blocks_total", "counter", "Blocks read for misses.",
+            stats.blocks_read_total);
+  AddHeader(text, "wavekv_transfer_bytes_total", "counter", "Bytes to and from the backing tier.");
+  text += fmt::format("wavekv_transfer_bytes_total{{dir=\"disk_read\"}} {}\n",
+                      stats.tier_bytes_read_total);
+  text += fmt::format("wavekv_transfer_bytes_total{{dir=\"disk_write\"}} {}\n",
+                      stats.tier_bytes_written_total);
+  AddMetric(text, "wavekv_read_failures_total", "counter",
+            "Blocks that could not be read, or came damaged.", stats.read_failures_total);
+  AddMetric(text, "wavekv_tiers_open_seconds", "gauge", "Time that opening the tiers took.",
+            stats.tiers_open_seconds);
+}
+
 }  // namespace
+
+TenantStats StatsOf(const TenantStore& tenant) {
+  TenantStats stats;
+  stats.sequences = tenant.num_sequences();
+  stats.host_bytes_used = tenant.account().used_bytes();
+  stats.host_bytes_quota = tenant.account().quota_bytes();
+  stats.evicted_sequences_total = tenant.evicted_sequences_total();
+  stats.quota_rejects_total = tenant.rejects_total();
+  if (tenant.row_tier() == nullptr) return stats;
+
+  // An engine has one kind of tiers.
+  const auto& tier = static_cast<const TenantRowTier&>(*tenant.row_tier());
+  const RowQuota quota = tier.quota();
+  const CacheTenantStats cache = tier.cache_stats();
+  stats.backing_bytes_used = tier.backing_bytes_used();
+  stats.backing_bytes_quota = quota.backing_bytes;
+  stats.backing_rejects_total = tier.backing_rejects_total();
+  stats.cache_bytes_used = cache.slots_used * tier.slot_bytes();
+  stats.cache_bytes_quota = quota.cache_bytes;
+  stats.cache_bytes_reserved = quota.reserved_cache_bytes;
+  stats.block_hits_total = cache.hits_total;
+  stats.block_misses_total = cache.misses_total;
+  stats.blocks_admitted_total = cache.admissions_total;
+  stats.blocks_rejected_total = cache.rejections_total;
+  stats.evictions_by_ceiling_total = cache.evictions_by_ceiling_total;
+  stats.evictions_by_pressure_total = cache.evictions_by_pressure_total;
+  stats.evictions_by_quota_total = cache.evictions_by_share_total;
+  return stats;
+}
 
 EngineStats Engine::stats() const {
   EngineStats stats;
@@ -131,6 +239,9 @@ std::string Engine::PrometheusText() const {
       fmt::format("wavekv_answered_tokens_total{{zone=\"exact\"}} {}\n", stats.tokens_exact_total);
   text += fmt::format("wavekv_answered_tokens_total{{zone=\"estimation\"}} {}\n",
                       stats.tokens_estimated_total);
+  AddMetric(text, "wavekv_degraded_tokens_total", "counter",
+            "Tokens chosen to be read that had not come by miss_deadline; estimated instead.",
+            stats.tokens_degraded_total);
   AddMetric(text, "wavekv_dense_bytes_total", "counter",
             "Bytes that exact attention would have read.", stats.bytes_dense_total);
   AddMetric(text, "wavekv_read_bytes_total", "counter", "Bytes read, index included.",
@@ -146,6 +257,7 @@ std::string Engine::PrometheusText() const {
   }
   AddMetric(text, "wavekv_append_seconds_total", "counter", "Time of Append calls.",
             impl_->observer->seconds(Phase::kAppend));
+  if (impl_->row_tiers != nullptr) AddTierMetrics(stats, impl_->AllTenants(), text);
   return text;
 }
 

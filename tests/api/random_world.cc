@@ -49,6 +49,8 @@ absl::Status RandomWorld::Step() {
   if (engine_ == nullptr) WAVEKV_RETURN_IF_ERROR(OpenTenants());
   ++step_;
   WAVEKV_RETURN_IF_ERROR(RunOperation());
+  // Until then, rows that were read keep their segments alive.
+  if (builds_ == Builds::kBetweenSteps) EngineTestPeer::WaitUntilAdmitted(*engine_);
   if (builds_ == Builds::kBetweenSteps && random_.Integer(0, 2) == 0) Drain();
   return CheckInvariants();
 }
@@ -138,15 +140,28 @@ TenantQuota RandomWorld::DrawQuota() {
   }
   if (random_.Integer(0, 4) == 0) quota.max_sequences = random_.Integer(1, 5);
   if (random_.Integer(0, 1) == 0) quota.on_limit = TenantQuota::OnLimit::kEvictOwn;
+  const int64_t cache_bytes = shape_.options.tiers.cache_bytes;
+  if (cache_bytes == 0) return quota;
+  if (random_.Integer(0, 2) == 0) quota.backing_bytes = random_.Integer(1, arena_bytes);
+  // Floors of all fit: at least half of the cache is slots.
+  const int64_t floor_bytes = cache_bytes / 2 / shape_.num_tenants;
+  if (random_.Integer(0, 1) == 0) quota.reserved_cache_bytes = random_.Integer(0, floor_bytes);
+  if (random_.Integer(0, 2) == 0) {
+    quota.cache_bytes = quota.reserved_cache_bytes + random_.Integer(1, floor_bytes / 4);
+  }
+  if (random_.Integer(0, 2) == 0) quota.cache_weight = 0.1 * random_.Integer(1, 50);
   return quota;
 }
 
 absl::Status RandomWorld::SetQuota() {
   LiveTenant& tenant = state_.tenants[random_.Integer(0, shape_.num_tenants - 1)];
   tenant.quota = DrawQuota();
-  Note(fmt::format("set quota of {}: {} bytes, {} sequences, on_limit {}", tenant.id,
-                   tenant.quota.host_bytes, tenant.quota.max_sequences,
-                   static_cast<int>(tenant.quota.on_limit)));
+  Note(fmt::format(
+      "set quota of {}: {} bytes, {} sequences, on_limit {}, {} backing bytes, {} to {} "
+      "cache bytes",
+      tenant.id, tenant.quota.host_bytes, tenant.quota.max_sequences,
+      static_cast<int>(tenant.quota.on_limit), tenant.quota.backing_bytes,
+      tenant.quota.reserved_cache_bytes, tenant.quota.cache_bytes));
   return tenant.handle.SetQuota(tenant.quota);
 }
 
@@ -253,6 +268,7 @@ absl::Status RandomWorld::Finish() {
   }
   state_.sequences.clear();
   Drain();
+  EngineTestPeer::WaitUntilAdmitted(*engine_);
   WAVEKV_RETURN_IF_ERROR(state_.Check(*engine_, /*quiet=*/true));
   WAVEKV_RETURN_IF_ERROR(EngineTestPeer::Audit(*engine_));
   const EngineStats stats = engine_->stats();

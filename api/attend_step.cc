@@ -257,15 +257,13 @@ absl::Status AttendStep::AwaitRows() {
   if (in_time && ws_.rows.failure().ok()) return absl::OkStatus();
   if (options_.miss_deadline == absl::InfiniteDuration()) return ws_.rows.failure();
   for (const size_t piece : ws_.pieces_to_come) {
-    if (ws_.exact_parts[ws_.first_parts[piece]].unit >= 0) {
-      GiveUp(piece, /*failed_only=*/in_time);
-    } else if (!ws_.rows.failure().ok()) {
-      return ws_.rows.failure();
-    } else if (!ws_.rows.is_here(piece)) {
-      return absl::DeadlineExceededError(fmt::format(
-          "miss_deadline: rows that are to be attended exactly had not come after {}",
-          absl::FormatDuration(options_.miss_deadline)));
-    }
+    if (ws_.exact_parts[ws_.first_parts[piece]].unit >= 0) GiveUp(piece, /*failed_only=*/in_time);
+    if (ws_.rows.is_here(piece)) continue;
+    if (ws_.rows.has_failed(piece)) return ws_.rows.failure();
+    if (in_time) continue;
+    return absl::DeadlineExceededError(
+        fmt::format("miss_deadline: rows that are to be attended exactly had not come after {}",
+                    absl::FormatDuration(options_.miss_deadline)));
   }
   return absl::OkStatus();
 }

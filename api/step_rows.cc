@@ -22,6 +22,7 @@ void StepRows::Clear() {
   ranges_.clear();
   pieces_.clear();
   value_rows_.clear();
+  first_waiter_ += static_cast<uint32_t>(missing_.size());
   missing_.clear();
   num_requested_ = 0;
   late_values_used_ = late_values_needed_ = 0;
@@ -121,8 +122,8 @@ void StepRows::Request() {
   for (; num_requested_ < missing_.size(); ++num_requested_) {
     const Missing& missing = missing_[num_requested_];
     if (missing.state == Missing::State::kDone) continue;  // given up
-    const auto requested =
-        fetch_->Request(*missing.rows, missing.block, static_cast<uint32_t>(num_requested_));
+    const auto requested = fetch_->Request(*missing.rows, missing.block,
+                                           first_waiter_ + static_cast<uint32_t>(num_requested_));
     if (requested == BlockFetch::Requested::kNoRoom) break;
   }
   if (fetch_ != nullptr) fetch_->Start();
@@ -131,11 +132,12 @@ void StepRows::Request() {
 bool StepRows::Wait(BlockReader::TimePoint deadline) {
   const auto arrivals = fetch_->Wait(deadline);
   for (const BlockFetch::Arrival& arrival : arrivals) {
-    Missing& missing = missing_[arrival.waiter];
-    if (missing.state == Missing::State::kDone) {  // too late
+    const uint32_t waiter = arrival.waiter - first_waiter_;  // what was cleared wraps around
+    if (waiter >= missing_.size() || missing_[waiter].state == Missing::State::kDone) {  // too late
       fetch_->Release(arrival.buffer);
       continue;
     }
+    Missing& missing = missing_[waiter];
     missing.buffer = arrival.buffer;
     missing.state = arrival.data == nullptr ? Missing::State::kFailed : Missing::State::kHere;
     if (arrival.data == nullptr) continue;
@@ -170,13 +172,20 @@ void StepRows::Release(size_t piece) {
   }
 }
 
+bool StepRows::has_failed(size_t piece) const {
+  const auto first = missing_.begin() + static_cast<int64_t>(pieces_[piece].first_missing);
+  return std::any_of(
+      first, first + static_cast<int64_t>(pieces_[piece].num_missing),
+      [](const Missing& missing) { return missing.state == Missing::State::kFailed; });
+}
+
 void StepRows::GiveUp(size_t piece, bool failed_only, std::vector<Late>* late) {
   RowPiece& given_up = pieces_[piece];
   for (size_t i = 0; i < given_up.num_missing; ++i) {
     Missing& missing = missing_[given_up.first_missing + i];
     const bool is_late = missing.state == Missing::State::kFailed ||
                          (!failed_only && missing.state == Missing::State::kComing);
-    if (!is_late) continue;
+    if (!is_late || missing.item < 0) continue;
     if (missing.state == Missing::State::kFailed) fetch_->Release(missing.buffer);
     missing.state = Missing::State::kDone;
     --given_up.num_coming;
@@ -205,7 +214,7 @@ void AddRows(const SequenceView& view, int kv_head, int64_t visible_end, bool le
     if (view.pins[i].sealed != nullptr) {
       const SealedHead& head = view.pins[i].sealed->heads[kv_head];
       for (int64_t cluster = 0; cluster < head.index.num_clusters; ++cluster) {
-        rows.Add({&head, cluster, 0, head.index.cluster_size(cluster), 0});
+        rows.Add({&head, cluster, 0, head.index.cluster_size(cluster)});
       }
     } else {
       for (const auto& chunk : view.pins[i].chunks) add_chunk(*chunk);

@@ -46,8 +46,9 @@ class StepRows {
     int64_t cluster = 0;
     int64_t first = 0;  // in the cluster
     int64_t num_tokens = 0;
-    // Names the run's first token (the next ones follow) or the run, should it be given up.
-    int64_t item = 0;
+    // Names the run's first token (the next ones follow) or the run, should it be given up. < 0: it
+    // never is.
+    int64_t item = -1;
   };
   // Rows that will not come.
   struct Late {
@@ -92,6 +93,8 @@ class StepRows {
   const absl::Status& failure() const { return fetch_->failure(); }
   // The piece has been attended: its rows may go.
   void Release(size_t piece);
+  // Whether some of its rows could not be read, and were not given up.
+  bool has_failed(size_t piece) const;
   // Gives up rows of the piece: those that could not be read, or all that are not here. `late` gets
   // rows of runs whose values are listed one by one, and of other runs the run.
   void GiveUp(size_t piece, bool failed_only, std::vector<Late>* late);
@@ -110,7 +113,7 @@ class StepRows {
     // Its run.
     size_t first_range = 0;
     size_t end_range = 0;
-    int64_t item = 0;
+    int64_t item = -1;
     int64_t first = 0;  // of its tokens in the run
     enum class State : uint8_t { kComing, kHere, kFailed, kDone } state = State::kComing;
     BlockFetch::Buffer buffer = 0;
@@ -131,6 +134,8 @@ class StepRows {
   std::vector<const std::byte*> value_rows_;
   std::vector<Missing> missing_;
   size_t num_requested_ = 0;
+  // Of missing_[0] among the waiters of this lease: what was cleared may still come.
+  uint32_t first_waiter_ = 0;
   std::vector<std::byte> late_values_;  // copies of value rows whose blocks go
   size_t late_values_used_ = 0;
   size_t late_values_needed_ = 0;

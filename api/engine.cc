@@ -31,8 +31,7 @@ StoreQuota ToStoreQuota(const TenantQuota& quota) {
   return {quota.host_bytes,
           quota.max_sequences,
           quota.on_limit == TenantQuota::OnLimit::kEvictOwn,
-          {quota.backing_bytes, quota.cache_bytes, quota.reserved_cache_bytes,
-           quota.cache_weight}};
+          {quota.backing_bytes, quota.cache_bytes, quota.reserved_cache_bytes, quota.cache_weight}};
 }
 
 // Calls that read tiers at a time.
@@ -50,11 +49,14 @@ absl::StatusOr<std::shared_ptr<RowTiers>> OpenTiers(const EngineOptions& options
   tiers.num_fetches = kFetches;
   tiers.prefault_threads = options.tiers.prefault_threads;
   // A piece of a zone may want a token of every block; one of exact attention reads neighbours. A
-  // piece ends with the cluster that fills it.
+  // piece ends with the cluster that fills it, and each of its segments with a block that may not
+  // be full.
   const int64_t cluster_tokens = options.index.cluster_tokens_max;
   const BlockShape shape = BlockShape::Of(tiers.kv, tiers.block_tokens);
+  const int64_t exact_tokens = kExactPieceTokens + cluster_tokens;
+  const int64_t num_segments = exact_tokens / options.index.update_tokens + 2;
   tiers.fetch_blocks_min = std::max(kZonePieceTokens + cluster_tokens,
-                                    shape.num_blocks(kExactPieceTokens + cluster_tokens) + 1);
+                                    shape.num_blocks(exact_tokens) + 1 + num_segments);
   return RowTiers::Create(tiers);
 }
 

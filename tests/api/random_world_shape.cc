@@ -39,7 +39,7 @@ void DrawTiers(Random& random, EngineOptions& options) {
       (tiers.block_tokens * token_bytes + kSectorBytes - 1) / kSectorBytes * kSectorBytes;
   const int64_t cluster_tokens = options.index.cluster_tokens_max;
   const int64_t blocks_at_once =
-      std::max(kZoneTokens, kExactTokens / tiers.block_tokens + kExactTokens / 64 + 4) +
+      std::max(kZoneTokens, kExactTokens / tiers.block_tokens + kExactTokens / 64 + 8) +
       cluster_tokens;
   tiers.cache_bytes =
       OneOf<int64_t>(random, {1, 1, 2, 8}) * 2 * kFetches * blocks_at_once * block_bytes;

@@ -71,6 +71,31 @@ int NumWorkerThreads(const EngineOptions& options) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+// Reads tiers for one call. What it has requested outlives it, however it ends, until it is in the
+// cache.
+class StepFetch {
+ public:
+  // `views`: what the call has pinned.
+  StepFetch(FetchLease lease, const std::vector<SequenceView>& views)
+      : lease_(std::move(lease)), views_(views) {}
+  ~StepFetch() {
+    if (lease_.get() == nullptr || !lease_->has_leftovers()) return;
+    for (const SequenceView& view : views_) {
+      for (const Segment::Pin& pin : view.pins) {
+        if (pin.sealed != nullptr) lease_->Keep(pin.sealed);
+      }
+    }
+  }
+  StepFetch(const StepFetch&) = delete;
+  StepFetch& operator=(const StepFetch&) = delete;
+
+  BlockFetch* get() const { return lease_.get(); }
+
+ private:
+  const FetchLease lease_;
+  const std::vector<SequenceView>& views_;
+};
+
 // Holds a plan for one call.
 class PlanUse {
  public:
@@ -362,7 +387,7 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   }
   AttendStats stats;
   {
-    const FetchLease fetch = impl_->AcquireFetch(state, layer);
+    const StepFetch fetch(impl_->AcquireFetch(state, layer), state.workspace.views);
     AttendStep step(model, state.options, *impl_->backend, state.workspace, observer, layer,
                     fetch.get());
     WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
@@ -399,7 +424,7 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
     const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
-  const FetchLease fetch = impl_->AcquireFetch(state, layer);
+  const StepFetch fetch(impl_->AcquireFetch(state, layer), state.workspace.views);
   AttendStep step(model, state.options, *impl_->backend, state.workspace, *impl_->observer, layer,
                   fetch.get());
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));

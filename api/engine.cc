@@ -239,6 +239,14 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
         fmt::format("tenant id must have 1 to {} bytes, got {}", kTenantIdBytesMax, id.size()));
   }
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
+  const auto already_exists = [] {
+    return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+  };
+  {
+    // Before its shares, which may not be there twice.
+    std::lock_guard<std::mutex> lock(impl_->mutex);
+    if (impl_->tenants.count(std::string(id)) > 0) return already_exists();
+  }
   const StoreQuota store_quota = ToStoreQuota(quota);
   std::shared_ptr<RowTier> row_tier;
   if (impl_->row_tiers != nullptr) {
@@ -249,7 +257,7 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
   {
     std::lock_guard<std::mutex> lock(impl_->mutex);
     if (!impl_->tenants.emplace(std::string(id), store).second) {
-      return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+      return already_exists();
     }
   }
   // Outside of the lock: the sink may call the engine.

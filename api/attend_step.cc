@@ -20,13 +20,14 @@ constexpr int64_t kQueryBlock = 256;
 // batch.
 constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
 
-BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
-  return wait == absl::InfiniteDuration()
-             ? BlockReader::TimePoint::max()
-             : std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(wait);
-}
-
 }  // namespace
+
+BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
+  // Longer ones overflow the clock.
+  constexpr absl::Duration kLongest = absl::Hours(24 * 365);
+  return wait > kLongest ? BlockReader::TimePoint::max()
+                         : std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(wait);
+}
 
 AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
                        AttendWorkspace& workspace, StepObserver& observer, int layer,

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "api/step_observer.h"
 #include "api/step_rows.h"
@@ -152,6 +153,9 @@ struct AttendWorkspace {
   std::vector<MergeStatesTask> merge_tasks;
 };
 
+// When a miss_deadline that begins now is over.
+BlockReader::TimePoint DeadlineAfter(absl::Duration wait);
+
 // Answers the queries of a batch whose layer is pinned in workspace.views.
 //
 // A row is attended exactly when the budget is everything or no sealed segment lies wholly before
@@ -159,7 +163,7 @@ struct AttendWorkspace {
 // rest, merge. Threads: one Run at a time per workspace.
 class AttendStep {
  public:
-  // `fetch`: reads the tiers of sealed rows, where there are any.
+  // `fetch`: reads the tiers of sealed rows, where there are any; nullptr: see StepRows::Begin.
   AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
              AttendWorkspace& workspace, StepObserver& observer, int layer, BlockFetch* fetch);
 
@@ -245,7 +249,7 @@ class AttendStep {
   const int group_;
   const int64_t kv_bytes_;  // K and V of one token and kv head
   const BlockReader::TimePoint deadline_;
-  int64_t num_rows_ = 0;    // of the batch
+  int64_t num_rows_ = 0;  // of the batch
 };
 
 }  // namespace wavekv

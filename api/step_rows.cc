@@ -83,7 +83,7 @@ void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
     if (last_rows_ != &rows || last_block_ != block) {
       last_rows_ = &rows;
       last_block_ = block;
-      last_data_ = fetch_->Find(rows, block);
+      last_data_ = fetch_ == nullptr ? nullptr : fetch_->Find(rows, block);
     }
     KvRange range = {nullptr, nullptr, count, index.position_begin, index.positions + token};
     Missing missing;
@@ -117,6 +117,7 @@ void StepRows::AddTieredRun(const ClusterRun& run, bool with_values) {
 }
 
 void StepRows::Request() {
+  if (fetch_ == nullptr) return;
   // Values are listed in one group, before any of its rows is requested: nothing has been copied.
   if (late_values_.size() < late_values_needed_) late_values_.resize(late_values_needed_);
   for (; num_requested_ < missing_.size(); ++num_requested_) {
@@ -126,10 +127,11 @@ void StepRows::Request() {
                                            first_waiter_ + static_cast<uint32_t>(num_requested_));
     if (requested == BlockFetch::Requested::kNoRoom) break;
   }
-  if (fetch_ != nullptr) fetch_->Start();
+  fetch_->Start();
 }
 
 bool StepRows::Wait(BlockReader::TimePoint deadline) {
+  if (fetch_ == nullptr) return false;
   const auto arrivals = fetch_->Wait(deadline);
   for (const BlockFetch::Arrival& arrival : arrivals) {
     const uint32_t waiter = arrival.waiter - first_waiter_;  // what was cleared wraps around

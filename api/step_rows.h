@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "api/step_view.h"
 #include "buffer/block_fetch.h"
@@ -57,7 +58,8 @@ class StepRows {
     int64_t num_tokens = 0;
   };
 
-  // `fetch` reads tiers, if there are any; it outlives what is added.
+  // `fetch` reads tiers, if there are any; it outlives what is added. nullptr where there are some:
+  // none of their rows can be had, and none comes.
   void Begin(BlockFetch* fetch);
   // Forgets all rows.
   void Clear();
@@ -90,7 +92,7 @@ class StepRows {
   // Waits for some. False when none came before the deadline.
   bool Wait(BlockReader::TimePoint deadline);
   // The first read that failed since Begin; OK when none did.
-  const absl::Status& failure() const { return fetch_->failure(); }
+  absl::Status failure() const { return fetch_ == nullptr ? absl::OkStatus() : fetch_->failure(); }
   // The piece has been attended: its rows may go.
   void Release(size_t piece);
   // Whether some of its rows could not be read, and were not given up.

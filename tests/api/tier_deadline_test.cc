@@ -232,6 +232,40 @@ TEST(TierDeadlinesTest, RowsOfAFailedCallMayGoWhileTheyAreBeingRead) {
   ExpectAudit(engine);
 }
 
+TEST(TierDeadlinesTest, LateReadsOfEarlierCallsHoldUpNoCallWithADeadline) {
+  const FilledEngine tiered = Fill(TieredOptions(kCacheBytes), kTokens);
+  DelayReads(*tiered.engine);
+  for (const Way& way : Ways()) {
+    AttendOptions options = way.reads;
+    options.miss_deadline = kDeadline;
+    for (int i = 0; i < 4; ++i) {
+      const auto late = Ask(*tiered.engine, tiered.sequence, options);
+      ASSERT_TRUE(late.ok()) << late.status();
+      // Had it waited for those of the first call, their rows would be in the cache.
+      EXPECT_EQ(late->stats.tokens_retrieved, 0);
+      EXPECT_GT(late->stats.tokens_degraded, 0);
+    }
+    options = AttendOptions::Exact();
+    options.miss_deadline = kDeadline;
+    EXPECT_EQ(Ask(*tiered.engine, tiered.sequence, options).status().code(),
+              absl::StatusCode::kDeadlineExceeded);
+  }
+  EngineTestPeer::Faults(*tiered.engine).Clear();
+  EXPECT_TRUE(Ask(*tiered.engine, tiered.sequence, AttendOptions::Exact()).ok());
+  ExpectAudit(*tiered.engine);
+}
+
+TEST(TierDeadlinesTest, ADeadlineBeyondTheClockIsNeverOver) {
+  const FilledEngine tiered = Fill(TieredOptions(kCacheBytes), kTokens);
+  for (const absl::Duration wait : {absl::Hours(24 * 365 * 300), absl::Seconds(1e18)}) {
+    EngineTestPeer::EmptyCache(*tiered.engine);
+    AttendOptions options = AttendOptions::Exact();
+    options.miss_deadline = wait;
+    const auto answer = Ask(*tiered.engine, tiered.sequence, options);
+    EXPECT_TRUE(answer.ok()) << answer.status();
+  }
+}
+
 TEST(TierDeadlinesTest, AnEngineMayCloseWhileLateReadsAreComing) {
   for (const bool keep_plan : {false, true}) {
     FilledEngine tiered = Fill(TieredOptions(kCacheBytes), kTokens);

@@ -29,7 +29,7 @@ constexpr int64_t kSharedOperations = 4000;
 
 // Writing to a file takes its time.
 int64_t DefaultOperations(int64_t in_memory, const WorldShape& shape) {
-  return shape.options.tiers.directory.empty() ? in_memory : std::max<int64_t>(in_memory / 8, 150);
+  return shape.options.tiers.directory.empty() ? in_memory : std::max<int64_t>(in_memory / 3, 200);
 }
 
 // WAVEKV_MODEL_OPS runs longer, or one failure again.

@@ -25,8 +25,10 @@ constexpr int64_t kFetches = 4;
 constexpr int64_t kExactTokens = 1024;
 constexpr int64_t kZoneTokens = 256;
 
-// Blocks of one sector; at worst a cache that hardly holds what a call reads at once.
+// Less in the arena, as rows are elsewhere. Blocks of one sector; at worst a cache that hardly
+// holds what a call reads at once.
 void DrawTiers(Random& random, EngineOptions& options) {
+  options.arena_bytes = options.arena_bytes * 2 / 3;
   TierOptions& tiers = options.tiers;
   const char* directory = std::getenv("TEST_TMPDIR");
   tiers.directory = directory == nullptr ? "/tmp" : directory;

@@ -256,7 +256,13 @@ absl::Status AttendStep::AwaitRows() {
   const PhaseSpan span = Span(Phase::kFetch);
   const bool in_time = ws_.rows.Wait(deadline_);
   if (in_time && ws_.rows.failure().ok()) return absl::OkStatus();
-  if (options_.miss_deadline == absl::InfiniteDuration()) return ws_.rows.failure();
+  if (options_.miss_deadline == absl::InfiniteDuration()) {
+    // Rather than to wait for ever.
+    if (!in_time && ws_.rows.failure().ok()) {
+      return absl::InternalError("rows that are missing were not asked for");
+    }
+    return ws_.rows.failure();
+  }
   for (const size_t piece : ws_.pieces_to_come) {
     if (ws_.exact_parts[ws_.first_parts[piece]].unit >= 0) GiveUp(piece, /*failed_only=*/in_time);
     if (ws_.rows.is_here(piece)) continue;

@@ -224,6 +224,10 @@ Engine::~Engine() {
   if (impl_->row_tiers != nullptr) impl_->row_tiers->Stop();
   for (const auto& tenant : impl_->AllTenants()) tenant->Close();
   impl_->context->arena->ReleasePages();
+  // Handles of tenants may outlive the engine.
+  if (impl_->row_tiers != nullptr && impl_->row_tiers->file().space().used_bytes == 0) {
+    impl_->row_tiers->Release();
+  }
   WAVEKV_LOG(kInfo, "engine closed");
 }
 

@@ -86,6 +86,20 @@ void RowTiers::Stop() {
   if (admissions_.joinable()) admissions_.join();
 }
 
+void RowTiers::Release() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_.clear();
+  fetches_.clear();
+  staging_.reset();
+  cache_.reset();
+  file_.reset();
+}
+
+void RowTiers::RemoveTenant(BlockCache::TenantId id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (cache_ != nullptr) cache_->RemoveTenant(id);
+}
+
 absl::StatusOr<std::shared_ptr<TenantRowTier>> RowTiers::AddTenant(const RowQuota& quota) {
   WAVEKV_ASSIGN_OR_RETURN(const BlockCache::TenantId id,
                           cache_->AddTenant(ToShare(quota, shape_.bytes)));
@@ -157,7 +171,7 @@ TenantRowTier::TenantRowTier(std::shared_ptr<RowTiers> tiers, BlockCache::Tenant
                              const RowQuota& quota)
     : tiers_(std::move(tiers)), id_(id), quota_(quota) {}
 
-TenantRowTier::~TenantRowTier() { tiers_->cache_->RemoveTenant(id_); }
+TenantRowTier::~TenantRowTier() { tiers_->RemoveTenant(id_); }
 
 absl::Status TenantRowTier::SetQuota(const RowQuota& quota) {
   std::lock_guard<std::mutex> lock(mutex_);

@@ -110,6 +110,9 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   void WaitUntilAdmitted();
   // And ends the thread that admits. REQUIRES: no lease is held, and none is acquired any more.
   void Stop();
+  // Gives memory and file back although tenants are still referred to. REQUIRES: Stop() has
+  // returned, no rows are left, and nothing but destructors is called any more.
+  void Release();
 
   const BlockShape& shape() const { return shape_; }
   BlockCache& cache() { return *cache_; }
@@ -126,6 +129,7 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   RowTiers() = default;
   void RunAdmissions();
   void TakeBack(BlockFetch* fetch);
+  void RemoveTenant(BlockCache::TenantId id);
 
   BlockShape shape_;
   std::unique_ptr<BackingFile> file_;

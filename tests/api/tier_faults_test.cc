@@ -34,7 +34,7 @@ EngineOptions SmallArena(EngineOptions options) {
 constexpr int64_t kAlways = int64_t{1} << 40;
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr double kStep = 3.0;
+constexpr double kStep = 6.0;
 #else
 constexpr double kStep = 2.0;
 #endif
@@ -264,14 +264,14 @@ TEST_P(TierFaultsTest, EveryFailureIsAStatusAndLosesNothing) {
       EXPECT_FALSE(scenario.FailedSomewhere());
       break;
     }
-    // Few are made: one by one.
-    n = plant.site == Site::kAllocate ? n + 1 : Next(n);
+    // Few are made, some of them for merges, which are not tried again: one by one.
+    n = plant.site == Site::kAllocate && kStep < 3.0 ? n + 1 : Next(n);
   }
   EXPECT_GT(n, 0);
   // Short and transient ones are tried again until they succeed; so are builds.
   if (plant.fault == Fault::kShort || plant.fault == Fault::kTransient) {
     EXPECT_EQ(num_failed, 0);
-  } else if (plant.site != Site::kWrite || plant.count > 1) {
+  } else if (plant.count > 1 || plant.site > Site::kWrite) {
     EXPECT_GT(num_failed, 0);
   }
 }

@@ -57,7 +57,10 @@ class EngineModelTest : public ::testing::TestWithParam<uint64_t> {
     EXPECT_GT(counts.attended, num_operations / 10);
     EXPECT_GT(counts.retrieved, num_operations / 50);
     EXPECT_GT(counts.sealed, num_operations / 100);
-    EXPECT_GT(counts.refused, 0);
+    // A short one may meet no limit.
+    if (num_operations >= 1000) {
+      EXPECT_GT(counts.refused, 0);
+    }
     const absl::Status finished = world.Finish();
     EXPECT_TRUE(finished.ok()) << finished << "\nlast operations:\n" << world.History();
   }

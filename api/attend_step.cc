@@ -20,13 +20,14 @@ constexpr int64_t kQueryBlock = 256;
 // batch.
 constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
 
-BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
-  return wait == absl::InfiniteDuration()
-             ? BlockReader::TimePoint::max()
-             : std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(wait);
-}
-
 }  // namespace
+
+BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
+  // Longer ones overflow the clock.
+  constexpr absl::Duration kLongest = absl::Hours(24 * 365);
+  return wait > kLongest ? BlockReader::TimePoint::max()
+                         : std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(wait);
+}
 
 AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
                        Executor& executor, AttendWorkspace& workspace, StepObserver& observer,
@@ -258,17 +259,21 @@ absl::Status AttendStep::AwaitRows() {
   const PhaseSpan span = Span(Phase::kFetch);
   const bool in_time = ws_.rows.Wait(deadline_);
   if (in_time && ws_.rows.failure().ok()) return absl::OkStatus();
-  if (options_.miss_deadline == absl::InfiniteDuration()) return ws_.rows.failure();
-  for (const size_t piece : ws_.pieces_to_come) {
-    if (ws_.exact_parts[ws_.first_parts[piece]].unit >= 0) {
-      GiveUp(piece, /*failed_only=*/in_time);
-    } else if (!ws_.rows.failure().ok()) {
-      return ws_.rows.failure();
-    } else if (!ws_.rows.is_here(piece)) {
-      return absl::DeadlineExceededError(fmt::format(
-          "miss_deadline: rows that are to be attended exactly had not come after {}",
-          absl::FormatDuration(options_.miss_deadline)));
+  if (options_.miss_deadline == absl::InfiniteDuration()) {
+    // Rather than to wait for ever.
+    if (!in_time && ws_.rows.failure().ok()) {
+      return absl::InternalError("rows that are missing were not asked for");
     }
+    return ws_.rows.failure();
+  }
+  for (const size_t piece : ws_.pieces_to_come) {
+    if (ws_.exact_parts[ws_.first_parts[piece]].unit >= 0) GiveUp(piece, /*failed_only=*/in_time);
+    if (ws_.rows.is_here(piece)) continue;
+    if (ws_.rows.has_failed(piece)) return ws_.rows.failure();
+    if (in_time) continue;
+    return absl::DeadlineExceededError(
+        fmt::format("miss_deadline: rows that are to be attended exactly had not come after {}",
+                    absl::FormatDuration(options_.miss_deadline)));
   }
   return absl::OkStatus();
 }

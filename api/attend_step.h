@@ -8,6 +8,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "api/step_observer.h"
 #include "api/step_rows.h"
@@ -172,6 +173,9 @@ struct AttendWorkspace {
   std::vector<MergeStatesTask> merge_tasks;
 };
 
+// When a miss_deadline that begins now is over.
+BlockReader::TimePoint DeadlineAfter(absl::Duration wait);
+
 // Answers the queries of a batch whose layer is pinned in workspace.views.
 //
 // A row is attended exactly when the budget is everything or no sealed segment lies wholly before
@@ -179,7 +183,7 @@ struct AttendWorkspace {
 // rest, merge. Threads: one Run at a time per workspace.
 class AttendStep {
  public:
-  // `fetch`: reads the tiers of sealed rows, where there are any.
+  // `fetch`: reads the tiers of sealed rows, where there are any; nullptr: see StepRows::Begin.
   AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
              Executor& executor, AttendWorkspace& workspace, StepObserver& observer, int layer,
              BlockFetch* fetch);
@@ -278,7 +282,7 @@ class AttendStep {
   const int group_;
   const int64_t kv_bytes_;  // K and V of one token and kv head
   const BlockReader::TimePoint deadline_;
-  int64_t num_rows_ = 0;      // of the batch
+  int64_t num_rows_ = 0;       // of the batch
   absl::Span<ZoneUnit> wave_;  // units that are ranked or answered together
 };
 

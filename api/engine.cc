@@ -31,8 +31,7 @@ StoreQuota ToStoreQuota(const TenantQuota& quota) {
   return {quota.host_bytes,
           quota.max_sequences,
           quota.on_limit == TenantQuota::OnLimit::kEvictOwn,
-          {quota.backing_bytes, quota.cache_bytes, quota.reserved_cache_bytes,
-           quota.cache_weight}};
+          {quota.backing_bytes, quota.cache_bytes, quota.reserved_cache_bytes, quota.cache_weight}};
 }
 
 // Calls that read tiers at a time.
@@ -50,11 +49,14 @@ absl::StatusOr<std::shared_ptr<RowTiers>> OpenTiers(const EngineOptions& options
   tiers.num_fetches = kFetches;
   tiers.prefault_threads = options.tiers.prefault_threads;
   // A piece of a zone may want a token of every block; one of exact attention reads neighbours. A
-  // piece ends with the cluster that fills it.
+  // piece ends with the cluster that fills it, and each of its segments with a block that may not
+  // be full.
   const int64_t cluster_tokens = options.index.cluster_tokens_max;
   const BlockShape shape = BlockShape::Of(tiers.kv, tiers.block_tokens);
+  const int64_t exact_tokens = kExactPieceTokens + cluster_tokens;
+  const int64_t num_segments = exact_tokens / options.index.update_tokens + 2;
   tiers.fetch_blocks_min = std::max(kZonePieceTokens + cluster_tokens,
-                                    shape.num_blocks(kExactPieceTokens + cluster_tokens) + 1);
+                                    shape.num_blocks(exact_tokens) + 1 + num_segments);
   return RowTiers::Create(tiers);
 }
 
@@ -69,27 +71,29 @@ int NumWorkerThreads(const EngineOptions& options) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-// A lease for one call. What the call has requested outlives it until it is in the cache, however
-// the call ends.
-class FetchUse {
+// Reads tiers for one call. What it has requested outlives it, however it ends, until it is in the
+// cache.
+class StepFetch {
  public:
-  FetchUse(FetchLease lease, const PlanState& plan) : lease_(std::move(lease)), plan_(plan) {}
-  ~FetchUse() {
-    if (get() == nullptr || !get()->has_leftovers()) return;
-    for (const SequenceView& view : plan_.workspace.views) {
+  // `views`: what the call has pinned.
+  StepFetch(FetchLease lease, const std::vector<SequenceView>& views)
+      : lease_(std::move(lease)), views_(views) {}
+  ~StepFetch() {
+    if (lease_.get() == nullptr || !lease_->has_leftovers()) return;
+    for (const SequenceView& view : views_) {
       for (const Segment::Pin& pin : view.pins) {
-        if (pin.sealed != nullptr) get()->Keep(pin.sealed);
+        if (pin.sealed != nullptr) lease_->Keep(pin.sealed);
       }
     }
   }
-  FetchUse(const FetchUse&) = delete;
-  FetchUse& operator=(const FetchUse&) = delete;
+  StepFetch(const StepFetch&) = delete;
+  StepFetch& operator=(const StepFetch&) = delete;
 
   BlockFetch* get() const { return lease_.get(); }
 
  private:
   const FetchLease lease_;
-  const PlanState& plan_;
+  const std::vector<SequenceView>& views_;
 };
 
 // Holds a plan for one call.
@@ -214,6 +218,10 @@ Engine::~Engine() {
   if (impl_->row_tiers != nullptr) impl_->row_tiers->Stop();
   for (const auto& tenant : impl_->AllTenants()) tenant->Close();
   impl_->context->arena->ReleasePages();
+  // Handles of tenants may outlive the engine.
+  if (impl_->row_tiers != nullptr && impl_->row_tiers->file().space().used_bytes == 0) {
+    impl_->row_tiers->Release();
+  }
   WAVEKV_LOG(kInfo, "engine closed");
 }
 
@@ -229,6 +237,14 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
         fmt::format("tenant id must have 1 to {} bytes, got {}", kTenantIdBytesMax, id.size()));
   }
   WAVEKV_RETURN_IF_ERROR(ValidateTenantQuota(quota));
+  const auto already_exists = [] {
+    return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+  };
+  {
+    // Before its shares, which may not be there twice.
+    std::lock_guard<std::mutex> lock(impl_->mutex);
+    if (impl_->tenants.count(std::string(id)) > 0) return already_exists();
+  }
   const StoreQuota store_quota = ToStoreQuota(quota);
   std::shared_ptr<RowTier> row_tier;
   if (impl_->row_tiers != nullptr) {
@@ -239,7 +255,7 @@ absl::StatusOr<Tenant> Engine::OpenTenant(absl::string_view id, const TenantQuot
   {
     std::lock_guard<std::mutex> lock(impl_->mutex);
     if (!impl_->tenants.emplace(std::string(id), store).second) {
-      return absl::AlreadyExistsError("tenant id: a tenant of that id is open");
+      return already_exists();
     }
   }
   // Outside of the lock: the sink may call the engine.
@@ -377,7 +393,7 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   }
   AttendStats stats;
   {
-    const FetchUse fetch(impl_->AcquireFetch(state, layer), state);
+    const StepFetch fetch(impl_->AcquireFetch(state, layer), state.workspace.views);
     AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
                     observer, layer, fetch.get());
     WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
@@ -419,7 +435,7 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
     const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
-  const FetchUse fetch(impl_->AcquireFetch(state, layer), state);
+  const StepFetch fetch(impl_->AcquireFetch(state, layer), state.workspace.views);
   AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
                   *impl_->observer, layer, fetch.get());
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));

@@ -7,6 +7,8 @@
 
 #include "api/engine_impl.h"
 #include "api/engine_test_peer.h"
+#include "buffer/file_extents.h"
+#include "buffer/row_tiers.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 
@@ -26,6 +28,7 @@ absl::Status Expect(bool holds, const char* what) {
 struct Census {
   std::map<const void*, std::pair<int64_t, const MemoryAccount*>> extents;
   std::set<const SealedSegment*> sealed;
+  std::map<const MemoryAccount*, int64_t> backing_bytes;
 
   absl::Status Add(const void* object, int64_t bytes, const MemoryAccount* account) {
     const auto [entry, is_new] = extents.try_emplace(object, bytes, account);
@@ -84,6 +87,47 @@ absl::Status CheckSealed(const Segment& segment, const SealedSegment& sealed,
   return absl::OkStatus();
 }
 
+// Of the file.
+int64_t BackingBytes(const SealedSegment& sealed) {
+  int64_t bytes = 0;
+  for (const SealedHead& head : sealed.heads) {
+    if (head.rows == nullptr) continue;
+    const auto& rows = static_cast<const TieredRows&>(*head.rows);
+    bytes += FileExtents::RoundUp(rows.num_blocks() * rows.shape().bytes);
+  }
+  return bytes;
+}
+
+absl::Status AuditTiers(RowTiers& tiers, const std::vector<std::shared_ptr<TenantStore>>& tenants,
+                        Census& census) {
+  int64_t held_bytes = 0;
+  int64_t slots_used = 0;
+  for (const auto& tenant : tenants) {
+    const auto& row_tier = static_cast<const TenantRowTier&>(*tenant->row_tier());
+    const int64_t tenant_bytes = census.backing_bytes[&tenant->account()];
+    if (tenant_bytes != row_tier.backing_bytes_used()) {
+      return Broken("tenant {}: its segments hold {} bytes of the file, it is charged {}",
+                    tenant->id(), tenant_bytes, row_tier.backing_bytes_used());
+    }
+    held_bytes += tenant_bytes;
+    slots_used += row_tier.cache_stats().slots_used;
+  }
+  const RowTiersStats stats = tiers.stats();
+  if (held_bytes != stats.file.used_bytes) {
+    return Broken("segments hold {} bytes of the file, it says {}", held_bytes,
+                  stats.file.used_bytes);
+  }
+  if (slots_used + stats.slots_free != stats.slots) {
+    return Broken("tenants use {} slots, {} of {} are free", slots_used, stats.slots_free,
+                  stats.slots);
+  }
+  if (stats.slots_pinned != 0 || stats.reads_pending != 0) {
+    return Broken("{} slots are pinned and {} reads pending after the last call",
+                  stats.slots_pinned, stats.reads_pending);
+  }
+  return tiers.cache().Audit();
+}
+
 absl::Status AuditLayer(const LayerContents& contents, const StoreContext& context,
                         const MemoryAccount* account, Census& census) {
   const int64_t sink_tokens = context.cut_rule.sink_tokens;
@@ -110,6 +154,7 @@ absl::Status AuditLayer(const LayerContents& contents, const StoreContext& conte
     }
     if (census.sealed.insert(pin.sealed.get()).second) {
       WAVEKV_RETURN_IF_ERROR(CheckSealed(*segment, *pin.sealed, context.model));
+      census.backing_bytes[account] += BackingBytes(*pin.sealed);
     }
     for (const SealedHead& head : pin.sealed->heads) {
       WAVEKV_RETURN_IF_ERROR(census.Add(&head, head.extent.bytes(), account));
@@ -127,6 +172,7 @@ absl::Status AuditLayer(const LayerContents& contents, const StoreContext& conte
 }  // namespace
 
 absl::Status EngineTestPeer::Audit(const Engine& engine) {
+  WaitUntilAdmitted(engine);
   const StoreContext& context = *engine.impl_->context;
   Census census;
   int64_t charged_bytes = 0;
@@ -160,7 +206,8 @@ absl::Status EngineTestPeer::Audit(const Engine& engine) {
     return Broken("{} sealed segments are held, the statistics say {}", num_sealed,
                   engine.impl_->builds->segments_sealed());
   }
-  return absl::OkStatus();
+  if (engine.impl_->row_tiers == nullptr) return absl::OkStatus();
+  return AuditTiers(*engine.impl_->row_tiers, engine.impl_->AllTenants(), census);
 }
 
 }  // namespace wavekv

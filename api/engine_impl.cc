@@ -191,7 +191,7 @@ FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer) {
   if (row_tiers == nullptr) return {};
   if (plan.step == 0 || layer <= plan.last_layer) plan.step = next_step.fetch_add(1);
   plan.last_layer = layer;
-  return row_tiers->Acquire(plan.step);
+  return row_tiers->Acquire(plan.step, DeadlineAfter(plan.options.miss_deadline));
 }
 
 absl::Status Engine::Impl::PinStep(PlanState& plan, int layer) const {

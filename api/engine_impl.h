@@ -89,8 +89,9 @@ struct Engine::Impl {
   absl::Status CheckFinite(const AppendSource& source, size_t sequence, int64_t row,
                            int64_t position, int64_t num_rows) const;
 
-  // What the plan's call reads tiers with; nothing when there are none. A layer that does not follow
-  // the last one begins a new step.
+  // What the plan's call reads tiers with; nothing when there are none, or when others are using
+  // all there is until miss_deadline is over. A layer that does not follow the last one begins a
+  // new step.
   FetchLease AcquireFetch(PlanState& plan, int layer);
 
   // Pins the layer of the plan's sequences in its workspace; NOT_FOUND when one has been removed.

@@ -22,6 +22,12 @@ void EngineTestPeer::WaitUntilAdmitted(const Engine& engine) {
   if (engine.impl_->row_tiers != nullptr) engine.impl_->row_tiers->WaitUntilAdmitted();
 }
 
+int64_t EngineTestPeer::BackingBytesUsed(const Engine& engine, const std::string& tenant_id) {
+  std::lock_guard<std::mutex> lock(engine.impl_->mutex);
+  const TenantStore& tenant = *engine.impl_->tenants.at(tenant_id);
+  return static_cast<const TenantRowTier&>(*tenant.row_tier()).backing_bytes_used();
+}
+
 void EngineTestPeer::EmptyCache(Engine& engine) {
   WaitUntilAdmitted(engine);
   for (const auto& tenant : engine.impl_->AllTenants()) {

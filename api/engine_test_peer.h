@@ -3,6 +3,7 @@
 #define WAVEKV_API_ENGINE_TEST_PEER_H_
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,9 @@ class EngineTestPeer {
   static BackingFaults& Faults(Engine& engine);
   // Waits until the cache has what ended calls have read.
   static void WaitUntilAdmitted(const Engine& engine);
+  // Bytes of the file that a tenant's segments hold. REQUIRES: the tenant is open, and the engine
+  // has TierOptions.
+  static int64_t BackingBytesUsed(const Engine& engine, const std::string& tenant_id);
   // Takes all blocks out of the cache that nobody reads.
   static void EmptyCache(Engine& engine);
 

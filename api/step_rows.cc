@@ -78,7 +78,7 @@ void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {
     if (last_rows_ != &rows || last_block_ != block) {
       last_rows_ = &rows;
       last_block_ = block;
-      last_data_ = fetch_->Find(rows, block, number_);
+      last_data_ = fetch_ == nullptr ? nullptr : fetch_->Find(rows, block, number_);
     }
     KvRange range = {nullptr, nullptr, count, index.position_begin, index.positions + token};
     if (last_data_ != nullptr) {
@@ -136,6 +136,7 @@ void StepRows::Begin(BlockFetch* fetch) {
 
 void StepRows::Clear() {
   if (fetch_ != nullptr) fetch_->Unpin();
+  first_waiter_ += static_cast<uint32_t>(num_missing_);
   num_groups_ = num_numbered_ = num_missing_ = num_requested_ = requested_group_ = 0;
   pieces_.clear();
 }
@@ -157,14 +158,18 @@ void StepRows::EndGroups() {
   }
 }
 
-RowGroup& StepRows::GroupOf(size_t waiter) {
+RowGroup::Missing* StepRows::MissingOf(uint32_t waiter, RowGroup** group) {
+  const uint32_t number = waiter - first_waiter_;  // what was cleared wraps around
+  if (number >= num_missing_) return nullptr;
   const auto after = std::upper_bound(
-      groups_.begin(), groups_.begin() + static_cast<int64_t>(num_numbered_), waiter,
-      [](size_t w, const auto& group) { return w < group->first_waiter_; });
-  return **std::prev(after);
+      groups_.begin(), groups_.begin() + static_cast<int64_t>(num_numbered_), number,
+      [](uint32_t n, const auto& candidate) { return n < candidate->first_waiter_; });
+  *group = std::prev(after)->get();
+  return &(*group)->missing_[number - (*group)->first_waiter_];
 }
 
 void StepRows::Request() {
+  if (fetch_ == nullptr) return;
   while (num_requested_ < num_missing_) {
     RowGroup& group = *groups_[requested_group_];
     const size_t number = num_requested_ - group.first_waiter_;
@@ -175,7 +180,7 @@ void StepRows::Request() {
     const Missing& missing = group.missing_[number];
     if (missing.state == Missing::State::kComing) {  // not given up
       const auto requested = fetch_->Request(*missing.rows, missing.block,
-                                             static_cast<uint32_t>(num_requested_));
+                                             first_waiter_ + static_cast<uint32_t>(num_requested_));
       if (requested == BlockFetch::Requested::kNoRoom) break;
     }
     ++num_requested_;
@@ -184,19 +189,20 @@ void StepRows::Request() {
 }
 
 bool StepRows::Wait(BlockReader::TimePoint deadline) {
+  if (fetch_ == nullptr) return false;
   const auto arrivals = fetch_->Wait(deadline);
   for (const BlockFetch::Arrival& arrival : arrivals) {
-    RowGroup& group = GroupOf(arrival.waiter);
-    Missing& missing = group.missing_[arrival.waiter - group.first_waiter_];
-    if (missing.state == Missing::State::kDone) {  // too late
+    RowGroup* group = nullptr;
+    Missing* const missing = MissingOf(arrival.waiter, &group);
+    if (missing == nullptr || missing->state == Missing::State::kDone) {  // too late
       fetch_->Release(arrival.buffer);
       continue;
     }
-    missing.buffer = arrival.buffer;
-    missing.state = arrival.data == nullptr ? Missing::State::kFailed : Missing::State::kHere;
+    missing->buffer = arrival.buffer;
+    missing->state = arrival.data == nullptr ? Missing::State::kFailed : Missing::State::kHere;
     if (arrival.data == nullptr) continue;
-    group.Place(arrival.data, missing);
-    --group.pieces_[missing.piece].num_coming;
+    group->Place(arrival.data, *missing);
+    --group->pieces_[missing->piece].num_coming;
   }
   return !arrivals.empty();
 }
@@ -212,6 +218,15 @@ void StepRows::Release(size_t piece) {
   }
 }
 
+bool StepRows::has_failed(size_t piece) const {
+  const RowPiece& asked = this->piece(piece);
+  const auto first =
+      pieces_[piece].group->missing_.begin() + static_cast<int64_t>(asked.first_missing);
+  return std::any_of(
+      first, first + static_cast<int64_t>(asked.num_missing),
+      [](const Missing& missing) { return missing.state == Missing::State::kFailed; });
+}
+
 void StepRows::GiveUp(size_t piece, bool failed_only, std::vector<Late>* late) {
   RowGroup& group = *pieces_[piece].group;
   RowPiece& given_up = group.pieces_[pieces_[piece].number];
@@ -219,7 +234,7 @@ void StepRows::GiveUp(size_t piece, bool failed_only, std::vector<Late>* late) {
     Missing& missing = group.missing_[given_up.first_missing + i];
     const bool is_late = missing.state == Missing::State::kFailed ||
                          (!failed_only && missing.state == Missing::State::kComing);
-    if (!is_late) continue;
+    if (!is_late || missing.item < 0) continue;
     if (missing.state == Missing::State::kFailed) fetch_->Release(missing.buffer);
     missing.state = Missing::State::kDone;
     --given_up.num_coming;
@@ -250,7 +265,7 @@ void AddRows(const SequenceView& view, int kv_head, int64_t visible_end, bool le
     if (view.pins[i].sealed != nullptr) {
       const SealedHead& head = view.pins[i].sealed->heads[kv_head];
       for (int64_t cluster = 0; cluster < head.index.num_clusters; ++cluster) {
-        rows.Add({&head, cluster, 0, head.index.cluster_size(cluster), 0});
+        rows.Add({&head, cluster, 0, head.index.cluster_size(cluster)});
       }
     } else {
       for (const auto& chunk : view.pins[i].chunks) add_chunk(*chunk);

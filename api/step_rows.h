@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "api/step_view.h"
 #include "buffer/block_fetch.h"
@@ -44,8 +45,9 @@ class RowGroup {
     int64_t cluster = 0;
     int64_t first = 0;  // in the cluster
     int64_t num_tokens = 0;
-    // Names the run's first token (the next ones follow) or the run, should it be given up.
-    int64_t item = 0;
+    // Names the run's first token (the next ones follow) or the run, should it be given up. < 0: it
+    // never is.
+    int64_t item = -1;
   };
 
   // A piece ends with the run that brings it to its size.
@@ -82,7 +84,7 @@ class RowGroup {
     // Its run.
     size_t first_range = 0;
     size_t end_range = 0;
-    int64_t item = 0;
+    int64_t item = -1;
     int64_t first = 0;  // of its tokens in the run
     enum class State : uint8_t { kComing, kHere, kFailed, kDone } state = State::kComing;
     BlockFetch::Buffer buffer = 0;
@@ -128,7 +130,8 @@ class StepRows {
     int64_t num_tokens = 0;
   };
 
-  // `fetch` reads tiers, if there are any; it outlives what is added.
+  // `fetch` reads tiers, if there are any; it outlives what is added. nullptr where there are some:
+  // none of their rows can be had, and none comes.
   void Begin(BlockFetch* fetch);
   // Forgets all rows, and lets go of those that were looked up.
   void Clear();
@@ -154,9 +157,11 @@ class StepRows {
   // Waits for some. False when none came before the deadline.
   bool Wait(BlockReader::TimePoint deadline);
   // The first read that failed since Begin; OK when none did.
-  const absl::Status& failure() const { return fetch_->failure(); }
+  absl::Status failure() const { return fetch_ == nullptr ? absl::OkStatus() : fetch_->failure(); }
   // The piece has been attended: its rows may go.
   void Release(size_t piece);
+  // Whether some of its rows could not be read, and were not given up.
+  bool has_failed(size_t piece) const;
   // Gives up rows of the piece: those that could not be read, or all that are not here. `late` gets
   // rows of runs whose values are listed one by one, and of other runs the run.
   void GiveUp(size_t piece, bool failed_only, std::vector<Late>* late);
@@ -169,7 +174,8 @@ class StepRows {
     size_t number = 0;
   };
 
-  RowGroup& GroupOf(size_t waiter);
+  // The missing part with that number, or nullptr when it was cleared.
+  Missing* MissingOf(uint32_t waiter, RowGroup** group);
 
   BlockFetch* fetch_ = nullptr;
   std::vector<std::unique_ptr<RowGroup>> groups_;  // kept for their memory
@@ -177,6 +183,7 @@ class StepRows {
   size_t num_numbered_ = 0;  // of the groups
   std::vector<PieceRef> pieces_;
   size_t num_missing_ = 0;
+  uint32_t first_waiter_ = 0;  // number of the first missing part: what was cleared may still come
   size_t num_requested_ = 0;
   size_t requested_group_ = 0;  // of the next one
 };

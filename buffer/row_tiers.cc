@@ -47,8 +47,7 @@ absl::StatusOr<std::shared_ptr<RowTiers>> RowTiers::Create(const RowTiersOptions
   if (staging_blocks > options.cache_bytes / kStagingShareMax / block_bytes) {
     return absl::InvalidArgumentError(fmt::format(
         "cache_bytes must be at least {}, twice what {} calls at a time read at once, got {}",
-        kStagingShareMax * staging_blocks * block_bytes, options.num_fetches,
-        options.cache_bytes));
+        kStagingShareMax * staging_blocks * block_bytes, options.num_fetches, options.cache_bytes));
   }
   WAVEKV_ASSIGN_OR_RETURN(tiers->file_, BackingFile::Create(options.directory, options.backing));
   BlockCache::Options cache;
@@ -56,8 +55,7 @@ absl::StatusOr<std::shared_ptr<RowTiers>> RowTiers::Create(const RowTiersOptions
   cache.replacement = options.replacement;
   WAVEKV_ASSIGN_OR_RETURN(tiers->cache_, BlockCache::Create(cache));
   WAVEKV_ASSIGN_OR_RETURN(
-      tiers->staging_,
-      SlotMemory::Create({staging_blocks, block_bytes, options.prefault_threads}));
+      tiers->staging_, SlotMemory::Create({staging_blocks, block_bytes, options.prefault_threads}));
   for (int i = 0; i < options.num_fetches; ++i) {
     const auto memory =
         absl::MakeSpan(tiers->staging_->slot(static_cast<uint32_t>(i * fetch_blocks)),
@@ -88,15 +86,34 @@ void RowTiers::Stop() {
   if (admissions_.joinable()) admissions_.join();
 }
 
+void RowTiers::Release() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  free_.clear();
+  fetches_.clear();
+  staging_.reset();
+  cache_.reset();
+  file_.reset();
+}
+
+void RowTiers::RemoveTenant(BlockCache::TenantId id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (cache_ != nullptr) cache_->RemoveTenant(id);
+}
+
 absl::StatusOr<std::shared_ptr<TenantRowTier>> RowTiers::AddTenant(const RowQuota& quota) {
   WAVEKV_ASSIGN_OR_RETURN(const BlockCache::TenantId id,
                           cache_->AddTenant(ToShare(quota, shape_.bytes)));
   return std::shared_ptr<TenantRowTier>(new TenantRowTier(shared_from_this(), id, quota));
 }
 
-FetchLease RowTiers::Acquire(uint32_t step) {
+FetchLease RowTiers::Acquire(uint32_t step, BlockReader::TimePoint deadline) {
   std::unique_lock<std::mutex> lock(mutex_);
-  idle_.wait(lock, [this] { return !free_.empty(); });
+  const auto is_free = [this] { return !free_.empty(); };
+  if (deadline == BlockReader::TimePoint::max()) {
+    idle_.wait(lock, is_free);  // condition variables take no infinite deadline
+  } else if (!idle_.wait_until(lock, deadline, is_free)) {
+    return {};
+  }
   BlockFetch* const fetch = free_.back();
   free_.pop_back();
   lock.unlock();
@@ -157,7 +174,7 @@ TenantRowTier::TenantRowTier(std::shared_ptr<RowTiers> tiers, BlockCache::Tenant
                              const RowQuota& quota)
     : tiers_(std::move(tiers)), id_(id), quota_(quota) {}
 
-TenantRowTier::~TenantRowTier() { tiers_->cache_->RemoveTenant(id_); }
+TenantRowTier::~TenantRowTier() { tiers_->RemoveTenant(id_); }
 
 absl::Status TenantRowTier::SetQuota(const RowQuota& quota) {
   std::lock_guard<std::mutex> lock(mutex_);

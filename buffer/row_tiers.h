@@ -18,6 +18,7 @@
 #include "buffer/backing_file.h"
 #include "buffer/block_cache.h"
 #include "buffer/block_fetch.h"
+#include "buffer/block_reader.h"
 #include "buffer/tiered_rows.h"
 #include "storage/sealed_rows.h"
 
@@ -99,14 +100,19 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   // RESOURCE_EXHAUSTED when the floors of all tenants would exceed the cache.
   absl::StatusOr<std::shared_ptr<TenantRowTier>> AddTenant(const RowQuota& quota);
 
-  // Hands what one call needs to read blocks to that call; waits while all are in use. `step`: see
+  // Hands what one call needs to read blocks to that call; waits while all are in use, also by late
+  // reads of calls that have ended. An empty lease when `deadline` passes first. `step`: see
   // BlockCache.
-  FetchLease Acquire(uint32_t step);
+  FetchLease Acquire(uint32_t step,
+                     BlockReader::TimePoint deadline = BlockReader::TimePoint::max());
 
   // Waits until everything that ended calls have read is in the cache or given up.
   void WaitUntilAdmitted();
   // And ends the thread that admits. REQUIRES: no lease is held, and none is acquired any more.
   void Stop();
+  // Gives memory and file back although tenants are still referred to. REQUIRES: Stop() has
+  // returned, no rows are left, and nothing but destructors is called any more.
+  void Release();
 
   const BlockShape& shape() const { return shape_; }
   BlockCache& cache() { return *cache_; }
@@ -123,6 +129,7 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   RowTiers() = default;
   void RunAdmissions();
   void TakeBack(BlockFetch* fetch);
+  void RemoveTenant(BlockCache::TenantId id);
 
   BlockShape shape_;
   std::unique_ptr<BackingFile> file_;

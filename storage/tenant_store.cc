@@ -163,6 +163,8 @@ void TenantStore::Close() {
     const SequenceWriter writer = SequenceWriter::AcquireForClosing(sequence);
     sequence->RemoveContents();
   }
+  // Handles may keep the store. Asking for less cannot be refused.
+  if (seal_target_.row_tier != nullptr) seal_target_.row_tier->SetQuota(RowQuota()).IgnoreError();
 }
 
 absl::Status TenantStore::SetQuota(const StoreQuota& quota) {

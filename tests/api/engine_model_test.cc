@@ -1,4 +1,5 @@
 // Random operations on an engine and on the simplest model of it, compared after every step.
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -26,6 +27,11 @@ constexpr int64_t kOperationsPerWorld = 10000;
 constexpr int64_t kSharedOperations = 4000;
 #endif
 
+// Writing to a file takes its time.
+int64_t DefaultOperations(int64_t in_memory, const WorldShape& shape) {
+  return shape.options.tiers.directory.empty() ? in_memory : std::max<int64_t>(in_memory / 3, 200);
+}
+
 // WAVEKV_MODEL_OPS runs longer, or one failure again.
 int64_t OperationsOr(int64_t otherwise) {
   const char* text = std::getenv("WAVEKV_MODEL_OPS");
@@ -37,7 +43,7 @@ class EngineModelTest : public ::testing::TestWithParam<uint64_t> {
   void Walk(RandomWorld::Builds builds) {
     const WorldShape shape = DrawShape(GetParam());
     RandomWorld world(GetParam(), shape, builds);
-    const int64_t num_operations = OperationsOr(kOperationsPerWorld);
+    const int64_t num_operations = OperationsOr(DefaultOperations(kOperationsPerWorld, shape));
     for (int64_t i = 0; i < num_operations; ++i) {
       const absl::Status status = world.Step();
       ASSERT_TRUE(status.ok()) << "seed " << GetParam() << ", operation " << i + 1 << ": " << status
@@ -51,7 +57,10 @@ class EngineModelTest : public ::testing::TestWithParam<uint64_t> {
     EXPECT_GT(counts.attended, num_operations / 10);
     EXPECT_GT(counts.retrieved, num_operations / 50);
     EXPECT_GT(counts.sealed, num_operations / 100);
-    EXPECT_GT(counts.refused, 0);
+    // A short one may meet no limit.
+    if (num_operations >= 1000) {
+      EXPECT_GT(counts.refused, 0);
+    }
     const absl::Status finished = world.Finish();
     EXPECT_TRUE(finished.ok()) << finished << "\nlast operations:\n" << world.History();
   }
@@ -72,7 +81,7 @@ TEST_P(EngineModelThreadsTest, ReadersBesideAWriterSeeWhatWasCurrentDuringTheirC
   shape.options.build_threads = 2;
   shape.length_max = 400;
   SharedWorld world(GetParam(), shape, /*num_readers=*/3);
-  const absl::Status status = world.Run(OperationsOr(kSharedOperations));
+  const absl::Status status = world.Run(OperationsOr(DefaultOperations(kSharedOperations, shape)));
   EXPECT_TRUE(status.ok()) << "seed " << GetParam() << ": " << status
                            << "\nshape: " << ToString(shape);
   EXPECT_GT(world.counts().answers, 0);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "wavekv/engine.h"
@@ -99,6 +100,29 @@ std::vector<BadOption> BadOptions() {
        [](auto& o) { o.default_quota.max_sequences = -5; }},
       {"default_quota.on_limit", "got 0",
        [](auto& o) { o.default_quota.on_limit = TenantQuota::OnLimit{0}; }},
+      {"default_quota.backing_bytes", "got -1",
+       [](auto& o) { o.default_quota.backing_bytes = -1; }},
+      {"tiers.directory", "got cache_bytes 4096 without",
+       [](auto& o) { o.tiers.cache_bytes = 4096; }},
+      {"tiers.cache_bytes", "got 0", [](auto& o) { o.tiers.directory = "/tmp"; }},
+      {"tiers.cache_bytes", "got -1",
+       [](auto& o) { o.tiers = {.directory = "/tmp", .cache_bytes = -1}; }},
+      {"tiers.backing_bytes", "got -1",
+       [](auto& o) {
+         o.tiers = {.directory = "/tmp", .backing_bytes = -1, .cache_bytes = 1 << 20};
+       }},
+      {"tiers.block_tokens", "got -1",
+       [](auto& o) {
+         o.tiers = {.directory = "/tmp", .cache_bytes = 1 << 20, .block_tokens = -1};
+       }},
+      {"tiers.replacement", "got \"random\"",
+       [](auto& o) {
+         o.tiers = {.directory = "/tmp", .cache_bytes = 1 << 20, .replacement = "random"};
+       }},
+      {"tiers.prefault_threads", "got -1",
+       [](auto& o) {
+         o.tiers = {.directory = "/tmp", .cache_bytes = 1 << 20, .prefault_threads = -1};
+       }},
   };
 }
 
@@ -172,6 +196,24 @@ TEST(OptionsTest, BadTenantQuotasAreRefusedByName) {
   quota = {};
   quota.on_limit = TenantQuota::OnLimit{7};
   EXPECT_THAT(Message(ValidateTenantQuota(quota)), StartsWith("quota.on_limit"));
+  quota = {};
+  quota.backing_bytes = -1;
+  EXPECT_THAT(Message(ValidateTenantQuota(quota)), StartsWith("quota.backing_bytes"));
+  quota = {};
+  quota.cache_bytes = -1;
+  EXPECT_THAT(Message(ValidateTenantQuota(quota)), StartsWith("quota.cache_bytes"));
+  quota = {};
+  quota.reserved_cache_bytes = -1;
+  EXPECT_THAT(Message(ValidateTenantQuota(quota)), StartsWith("quota.reserved_cache_bytes"));
+  quota.reserved_cache_bytes = 4097;
+  EXPECT_TRUE(ValidateTenantQuota(quota).ok());
+  quota.cache_bytes = 4096;
+  EXPECT_THAT(Message(ValidateTenantQuota(quota)), StartsWith("quota.reserved_cache_bytes"));
+  for (const double weight : {0.0, -1.0, kNan, double{kInf}}) {
+    quota = {};
+    quota.cache_weight = weight;
+    EXPECT_THAT(Message(ValidateTenantQuota(quota)), StartsWith("quota.cache_weight")) << weight;
+  }
   EXPECT_TRUE(ValidateTenantQuota({}).ok());
 }
 
@@ -201,6 +243,11 @@ TEST(OptionsTest, BadAttendOptionsAreRefusedByName) {
   options = AttendOptions::Paper();
   options.target_error = 0.1;
   EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("target_error must be 0 with"));
+  for (const absl::Duration wait : {absl::Nanoseconds(-1), -absl::InfiniteDuration()}) {
+    options = {};
+    options.miss_deadline = wait;
+    EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("miss_deadline")) << wait;
+  }
   options = {};
   options.lse_base = LseBase{0};
   EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("lse_base"));
@@ -253,7 +300,16 @@ constexpr char kFullConfig[] = R"(
     arena_bytes: 8388608
     worker_threads: 3
     build_threads: 2
-    default_quota { host_bytes: 4194304 max_sequences: 9 on_limit: EVICT_OWN }
+    default_quota { host_bytes: 4194304 max_sequences: 9 on_limit: EVICT_OWN
+                    backing_bytes: 100 cache_bytes: 60 reserved_cache_bytes: 50 cache_weight: 2.5 }
+    tiers {
+      directory: "/mnt/ssd"
+      backing_bytes: 1000
+      cache_bytes: 900
+      block_tokens: 6
+      replacement: "slru"
+      prefault_threads: 4
+    }
     device: CUDA)";
 
 TEST(EngineConfigTest, EveryFieldReachesTheOptions) {
@@ -283,6 +339,16 @@ TEST(EngineConfigTest, EveryFieldReachesTheOptions) {
   EXPECT_EQ(options->default_quota.host_bytes, 4194304);
   EXPECT_EQ(options->default_quota.max_sequences, 9);
   EXPECT_EQ(options->default_quota.on_limit, TenantQuota::OnLimit::kEvictOwn);
+  EXPECT_EQ(options->default_quota.backing_bytes, 100);
+  EXPECT_EQ(options->default_quota.cache_bytes, 60);
+  EXPECT_EQ(options->default_quota.reserved_cache_bytes, 50);
+  EXPECT_EQ(options->default_quota.cache_weight, 2.5);
+  EXPECT_EQ(options->tiers.directory, "/mnt/ssd");
+  EXPECT_EQ(options->tiers.backing_bytes, 1000);
+  EXPECT_EQ(options->tiers.cache_bytes, 900);
+  EXPECT_EQ(options->tiers.block_tokens, 6);
+  EXPECT_EQ(options->tiers.replacement, "slru");
+  EXPECT_EQ(options->tiers.prefault_threads, 4);
   EXPECT_EQ(options->device, Device::kCuda);
   EXPECT_EQ(options->executor, nullptr);
 }
@@ -310,6 +376,11 @@ TEST(EngineConfigTest, FieldsLeftOutKeepTheDefaultsOfTheHeader) {
   EXPECT_EQ(options->default_quota.host_bytes, 0);
   EXPECT_EQ(options->default_quota.max_sequences, 0);
   EXPECT_EQ(options->default_quota.on_limit, TenantQuota::OnLimit::kReject);
+  EXPECT_EQ(options->default_quota.backing_bytes, 0);
+  EXPECT_EQ(options->default_quota.cache_weight, 1.0);
+  EXPECT_EQ(options->tiers.directory, "");
+  EXPECT_EQ(options->tiers.cache_bytes, 0);
+  EXPECT_EQ(options->tiers.replacement, "lru");
   EXPECT_EQ(options->device, Device::kCpu);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <thread>
 #include <utility>
 
@@ -20,10 +21,10 @@ constexpr int64_t kStepsPerAudit = 16;
 
 std::string ToString(const WorldCounts& counts) {
   return fmt::format(
-      "{} appends, {} attends ({} estimated), {} retrieves, {} refused, {} evicted, {} segments "
-      "sealed, {} seal failures, {} merges",
+      "{} appends, {} attends ({} estimated), {} retrieves, {} refused, {} device errors, {} "
+      "evicted, {} segments sealed, {} seal failures, {} merges",
       counts.appended, counts.attended, counts.estimated, counts.retrieved, counts.refused,
-      counts.evicted, counts.sealed, counts.seal_failures, counts.merged);
+      counts.device_errors, counts.evicted, counts.sealed, counts.seal_failures, counts.merged);
 }
 
 RandomWorld::RandomWorld(uint64_t seed, const WorldShape& shape, Builds builds)
@@ -49,6 +50,8 @@ absl::Status RandomWorld::Step() {
   if (engine_ == nullptr) WAVEKV_RETURN_IF_ERROR(OpenTenants());
   ++step_;
   WAVEKV_RETURN_IF_ERROR(RunOperation());
+  // Until then, rows that were read keep their segments alive.
+  if (builds_ == Builds::kBetweenSteps) EngineTestPeer::WaitUntilAdmitted(*engine_);
   if (builds_ == Builds::kBetweenSteps && random_.Integer(0, 2) == 0) Drain();
   return CheckInvariants();
 }
@@ -65,7 +68,10 @@ absl::Status RandomWorld::RunOperation() {
   if (dice < 610) return UseStaleHandles();
   if (dice < 625) return SetQuota();
   if (dice < 629) return ReopenTenant();
-  if (dice < 659) return RunWithFailingAllocations();
+  if (dice < 659) {
+    const bool has_device = !shape_.options.tiers.directory.empty();
+    return has_device && dice % 2 == 0 ? RunWithFailingDevice() : RunWithFailingAllocations();
+  }
   if (dice < 750) return Retrieve();
   return Attend();
 }
@@ -93,6 +99,57 @@ absl::Status RandomWorld::RunWithFailingAllocations() {
   return status;
 }
 
+absl::Status RandomWorld::RunWithFailingDevice() {
+  using Site = BackingFaults::Site;
+  using Fault = BackingFaults::Fault;
+  struct Failure {
+    Site site;
+    Fault fault;
+  };
+  static constexpr Failure kFailures[] = {
+      {Site::kAllocate, Fault::kDiskFull}, {Site::kWrite, Fault::kIoError},
+      {Site::kWrite, Fault::kShort},       {Site::kSubmit, Fault::kTransient},
+      {Site::kRun, Fault::kIoError},       {Site::kRun, Fault::kTransient},
+      {Site::kComplete, Fault::kShort},    {Site::kComplete, Fault::kCorrupt}};
+  const Failure& failure = kFailures[random_.Integer(0, std::size(kFailures) - 1)];
+  // Of reads all or none: which comes first is not ours to say.
+  const bool writes = failure.site == Site::kAllocate || failure.site == Site::kWrite;
+  const int64_t after = writes ? random_.Integer(0, 6) : 0;
+  const int64_t count = failure.fault == Fault::kTransient || failure.fault == Fault::kShort
+                            ? 3
+                            : (writes ? random_.Integer(1, 4) : 1000000);
+  Note(fmt::format("device fails (site {}, fault {}) after {}, {} times, in:",
+                   static_cast<int>(failure.site), static_cast<int>(failure.fault), after, count));
+  EngineTestPeer::EmptyCache(*engine_);
+  EngineTestPeer::Faults(*engine_).Plant(failure.site, failure.fault, after, count);
+  device_fails_ = true;
+  absl::Status status;
+  switch (random_.Integer(0, 5)) {
+    case 0:
+      status = Fork();
+      break;
+    case 1:
+      status = TruncateSome();
+      break;
+    case 2:
+      Drain();
+      break;
+    case 3:
+      status = Retrieve();
+      break;
+    default:
+      status = Attend();
+  }
+  EngineTestPeer::WaitUntilAdmitted(*engine_);
+  EngineTestPeer::Faults(*engine_).Clear();
+  device_fails_ = false;
+  return status;
+}
+
+bool RandomWorld::IsOfDevice(const absl::Status& status) const {
+  return device_fails_ && (absl::IsUnavailable(status) || absl::IsDataLoss(status));
+}
+
 absl::Status RandomWorld::Attend() {
   const std::vector<LiveSequence*> chosen = DrawBatch(3);
   const Question question = DrawQuestion(random_, model_, static_cast<int64_t>(chosen.size()));
@@ -104,7 +161,13 @@ absl::Status RandomWorld::Attend() {
     models.push_back(&sequence->model);
     state_.Touch(*sequence);
   }
-  WAVEKV_ASSIGN_OR_RETURN(const Answer answer, Ask(*engine_, random_, handles, question));
+  const auto asked = Ask(*engine_, random_, handles, question);
+  if (IsOfDevice(asked.status())) {
+    ++counts_.device_errors;
+    return absl::OkStatus();
+  }
+  if (!asked.ok()) return asked.status();
+  const Answer& answer = *asked;
   ++counts_.attended;
   if (answer.stats.tokens_estimated > 0) ++counts_.estimated;
   return CheckAnswer(question, answer, engine_->options(), models);
@@ -124,6 +187,10 @@ absl::Status RandomWorld::Retrieve() {
       plan, question.layer,
       TensorView::Dense(question.queries.data(), DType::kFloat32, question.num_rows(),
                         model_.num_q_heads, model_.head_dim_k));
+  if (IsOfDevice(retrieved.status())) {
+    ++counts_.device_errors;
+    return absl::OkStatus();
+  }
   if (!retrieved.ok()) return retrieved.status();
   ++counts_.retrieved;
   return CheckRetrieved(question, *retrieved, model_, {&sequence.model},
@@ -138,15 +205,28 @@ TenantQuota RandomWorld::DrawQuota() {
   }
   if (random_.Integer(0, 4) == 0) quota.max_sequences = random_.Integer(1, 5);
   if (random_.Integer(0, 1) == 0) quota.on_limit = TenantQuota::OnLimit::kEvictOwn;
+  const int64_t cache_bytes = shape_.options.tiers.cache_bytes;
+  if (cache_bytes == 0) return quota;
+  if (random_.Integer(0, 2) == 0) quota.backing_bytes = random_.Integer(1, arena_bytes);
+  // Floors of all fit: at least half of the cache is slots.
+  const int64_t floor_bytes = cache_bytes / 2 / shape_.num_tenants;
+  if (random_.Integer(0, 1) == 0) quota.reserved_cache_bytes = random_.Integer(0, floor_bytes);
+  if (random_.Integer(0, 2) == 0) {
+    quota.cache_bytes = quota.reserved_cache_bytes + random_.Integer(1, floor_bytes / 4);
+  }
+  if (random_.Integer(0, 2) == 0) quota.cache_weight = 0.1 * random_.Integer(1, 50);
   return quota;
 }
 
 absl::Status RandomWorld::SetQuota() {
   LiveTenant& tenant = state_.tenants[random_.Integer(0, shape_.num_tenants - 1)];
   tenant.quota = DrawQuota();
-  Note(fmt::format("set quota of {}: {} bytes, {} sequences, on_limit {}", tenant.id,
-                   tenant.quota.host_bytes, tenant.quota.max_sequences,
-                   static_cast<int>(tenant.quota.on_limit)));
+  Note(fmt::format(
+      "set quota of {}: {} bytes, {} sequences, on_limit {}, {} backing bytes, {} to {} "
+      "cache bytes",
+      tenant.id, tenant.quota.host_bytes, tenant.quota.max_sequences,
+      static_cast<int>(tenant.quota.on_limit), tenant.quota.backing_bytes,
+      tenant.quota.reserved_cache_bytes, tenant.quota.cache_bytes));
   return tenant.handle.SetQuota(tenant.quota);
 }
 
@@ -212,6 +292,11 @@ absl::StatusOr<bool> RandomWorld::Accepted(const absl::Status& status,
   const auto evicted = static_cast<int64_t>(before - state_.sequences.size());
   counts_.evicted += evicted;
   if (status.ok()) return true;
+  if (IsOfDevice(status)) {
+    ++counts_.device_errors;
+    Note("  device error");
+    return false;
+  }
   Note(fmt::format("  {} evicted, then {}", evicted, status.ToString()));
   if (status.code() != absl::StatusCode::kResourceExhausted) {
     return absl::InternalError("unexpected: " + status.ToString());
@@ -253,6 +338,7 @@ absl::Status RandomWorld::Finish() {
   }
   state_.sequences.clear();
   Drain();
+  EngineTestPeer::WaitUntilAdmitted(*engine_);
   WAVEKV_RETURN_IF_ERROR(state_.Check(*engine_, /*quiet=*/true));
   WAVEKV_RETURN_IF_ERROR(EngineTestPeer::Audit(*engine_));
   const EngineStats stats = engine_->stats();

@@ -23,6 +23,7 @@ struct WorldCounts {
   int64_t estimated = 0;      // of these, answered at least in part by estimation
   int64_t retrieved = 0;      // calls
   int64_t refused = 0;        // RESOURCE_EXHAUSTED
+  int64_t device_errors = 0;  // calls
   int64_t evicted = 0;        // sequences
   int64_t sealed = 0;         // segments
   int64_t seal_failures = 0;  // builds that found no memory
@@ -74,13 +75,16 @@ class RandomWorld {
   absl::Status ReopenTenant();
   absl::Status UseStaleHandles();
   absl::Status RunWithFailingAllocations();
+  absl::Status RunWithFailingDevice();
 
   TenantQuota DrawQuota();
   std::vector<LiveSequence*> DrawBatch(int64_t num_max);
   void Note(std::string operation);
+  // Whether the failing device explains the error.
+  bool IsOfDevice(const absl::Status& status) const;
 
-  // OK is true, RESOURCE_EXHAUSTED false, all else an error. `keep` and `may_evict` as of
-  // WorldState::NoteEvictions.
+  // OK is true, RESOURCE_EXHAUSTED and what a failing device explains false, all else an error.
+  // `keep` and `may_evict` as of WorldState::NoteEvictions.
   absl::StatusOr<bool> Accepted(const absl::Status& status,
                                 const std::vector<const LiveSequence*>& keep, bool may_evict);
   absl::Status Expect(absl::StatusCode expected, const absl::Status& got);
@@ -98,6 +102,7 @@ class RandomWorld {
   Tenant closed_tenant_;
   WorldCounts counts_;
   int64_t step_ = 0;
+  bool device_fails_ = false;
   std::deque<std::string> history_;
 };
 

@@ -18,8 +18,8 @@ struct WorldShape {
 };
 
 // Small enough that a few hundred operations cut, seal, fork and exhaust everything. Dtypes, head
-// dims, groups, segment sizes and threads come from the seed; builds run one after the other, so
-// that a world that pauses them is repeatable.
+// dims, groups, segment sizes and threads come from the seed, and whether sealed rows lie in a
+// file; builds run one after the other, so that a world that pauses them is repeatable.
 WorldShape DrawShape(uint64_t seed);
 
 // Everything that was drawn, in one line.

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "api/engine_test_peer.h"
 #include "fmt/format.h"
 
 namespace wavekv::testing {
@@ -85,6 +86,14 @@ absl::Status WorldState::Check(const Engine& engine, bool quiet) {
                      stats->host_bytes_used, quota);
     }
     tenant.used_bytes_max = stats->host_bytes_used;
+    if (engine.options().tiers.directory.empty()) continue;
+    const int64_t backing_bytes = EngineTestPeer::BackingBytesUsed(engine, tenant.id);
+    if (quiet && tenant.quota.backing_bytes > 0 &&
+        backing_bytes > std::max(tenant.quota.backing_bytes, tenant.backing_bytes_max)) {
+      return Differs("tenant {} grew to {} bytes of the file beyond its quota of {}", tenant.id,
+                     backing_bytes, tenant.quota.backing_bytes);
+    }
+    tenant.backing_bytes_max = backing_bytes;
   }
   const EngineStats stats = engine.stats();
   if (stats.arena_bytes_used + stats.arena_bytes_free != stats.arena_bytes) {

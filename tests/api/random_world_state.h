@@ -25,8 +25,10 @@ struct LiveTenant {
   std::string id;
   Tenant handle;
   TenantQuota quota;
-  int64_t evicted = 0;         // by quota, ever
-  int64_t used_bytes_max = 0;  // what it may hold after the present operation
+  int64_t evicted = 0;  // by quota, ever
+  // What it may hold after the present operation: of the arena, and of the file.
+  int64_t used_bytes_max = 0;
+  int64_t backing_bytes_max = 0;
 };
 
 class WorldState {

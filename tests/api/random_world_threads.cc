@@ -95,6 +95,7 @@ absl::Status SharedWorld::Finish() {
   while (engine_->stats().segments_pending > 0) {
     std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
+  EngineTestPeer::WaitUntilAdmitted(*engine_);
   WAVEKV_RETURN_IF_ERROR(EngineTestPeer::Audit(*engine_));
   const EngineStats stats = engine_->stats();
   if (stats.arena_bytes_used != 0 || stats.sequences != 0) {
@@ -258,6 +259,14 @@ absl::Status SharedWorld::DisturbMemory(Random& random) {
     quota.host_bytes = random.Integer(shape_.options.arena_bytes / 4, shape_.options.arena_bytes);
   }
   if (i % 2 == 1) quota.on_limit = TenantQuota::OnLimit::kEvictOwn;
+  if (const int64_t cache_bytes = shape_.options.tiers.cache_bytes; cache_bytes > 0) {
+    if (random.Integer(0, 1) == 0) quota.backing_bytes = random.Integer(1, 1 << 20);
+    if (random.Integer(0, 1) == 0) quota.cache_bytes = random.Integer(1, cache_bytes);
+    const int64_t floor_bytes = cache_bytes / 2 / static_cast<int64_t>(tenants_.size());
+    quota.reserved_cache_bytes = random.Integer(
+        0, quota.cache_bytes == 0 ? floor_bytes : std::min(floor_bytes, quota.cache_bytes));
+    quota.cache_weight = 0.1 * static_cast<double>(random.Integer(1, 50));
+  }
   return tenants_[i].SetQuota(quota);
 }
 

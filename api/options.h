@@ -100,7 +100,9 @@ WAVEKV_EXPORT absl::Status ValidateTenantQuota(const TenantQuota& quota);
 
 // An arena_bytes that holds num_tokens tokens in every layer, sealed, with their indexes, at most
 // num_sequences growing tails, and the segments that are being built: an estimate from above for
-// sizing, as clusters are split by the data. REQUIRES: valid options but for arena_bytes.
+// sizing, as clusters are split by the data. With TierOptions rows are in the arena only until they
+// are sealed: a prompt that is appended faster fills it, Append says RESOURCE_EXHAUSTED, and goes
+// on after WaitForBuilds. REQUIRES: valid options but for arena_bytes.
 WAVEKV_EXPORT int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens,
                                     int64_t num_sequences = 1);
 

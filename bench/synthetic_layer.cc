@@ -111,9 +111,17 @@ absl::Status SyntheticLayer::AppendTo(Engine& engine, const Sequence& sequence) 
   for (int64_t begin = 0; begin < spec_.num_tokens; begin += kChunk) {
     const LayerRows rows = Rows(begin, std::min(kChunk, spec_.num_tokens - begin));
     const int32_t cu_seqlens[] = {0, static_cast<int32_t>(rows.num_rows)};
-    WAVEKV_RETURN_IF_ERROR(engine.Append({{&sequence, 1}, cu_seqlens}, 0,
-                                         ViewOf(rows.keys, spec_, rows.num_rows),
-                                         ViewOf(rows.values, spec_, rows.num_rows)));
+    const auto append = [&] {
+      return engine.Append({{&sequence, 1}, cu_seqlens}, 0, ViewOf(rows.keys, spec_, rows.num_rows),
+                           ViewOf(rows.values, spec_, rows.num_rows));
+    };
+    absl::Status status = append();
+    if (absl::IsResourceExhausted(status)) {
+      // Rows that wait to be sealed fill the arena.
+      WAVEKV_RETURN_IF_ERROR(engine.WaitForBuilds(sequence));
+      status = append();
+    }
+    WAVEKV_RETURN_IF_ERROR(status);
   }
   return absl::OkStatus();
 }

@@ -20,21 +20,17 @@ void RowGroup::Begin(BlockFetch* fetch, size_t number, int64_t piece_tokens) {
   ranges_.clear();
   pieces_.clear();
   value_rows_.clear();
+  runs_.clear();
+  lookups_.clear();
   missing_.clear();
   late_values_used_ = late_values_needed_ = 0;
-  last_rows_ = nullptr;
   open_ = {0, 0, 0, kNowhere, 0, 0, 0};
-}
-
-void RowGroup::End() {
-  if (ranges_.size() > open_.first_range || pieces_.empty()) EndPiece();
 }
 
 void RowGroup::EndPiece() {
   open_.num_ranges = ranges_.size() - open_.first_range;
-  open_.num_missing = open_.num_coming = missing_.size() - open_.first_missing;
   pieces_.push_back(open_);
-  open_ = {ranges_.size(), 0, 0, kNowhere, missing_.size(), 0, 0};
+  open_ = {ranges_.size(), 0, 0, kNowhere, 0, 0, 0};
 }
 
 void RowGroup::Add(const KvRange& range) {
@@ -52,15 +48,10 @@ void RowGroup::AddRun(const ClusterRun& run, bool with_values) {
   range.values += run.first * index.value_row_bytes();
   range.positions += run.first;
   range.num_tokens = run.num_tokens;
-  if (with_values) ListValues(range, index.value_row_bytes());
-  Add(range);
-}
-
-// nullptr for those of rows that are not here.
-void RowGroup::ListValues(const KvRange& range, int64_t value_row_bytes) {
-  for (int64_t i = 0; i < range.num_tokens; ++i) {
-    value_rows_.push_back(range.values == nullptr ? nullptr : range.values + i * value_row_bytes);
+  for (int64_t i = 0; with_values && i < run.num_tokens; ++i) {
+    value_rows_.push_back(range.values + i * index.value_row_bytes());
   }
+  Add(range);
 }
 
 void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {
@@ -68,44 +59,79 @@ void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {
   // An engine has one kind of tiers.
   const auto& rows = static_cast<const TieredRows&>(*run.head->rows);
   const BlockShape& shape = rows.shape();
-  const size_t first_range = ranges_.size(), first_missing = missing_.size();
+  const auto run_number = static_cast<uint32_t>(runs_.size());
   const auto first_token = static_cast<uint32_t>(index.offsets[run.cluster] + run.first);
   const auto block_tokens = static_cast<uint32_t>(shape.tokens);
+  runs_.push_back({&rows, ranges_.size(), 0, with_values ? value_rows_.size() : kNone, run.item});
   for (int64_t done = 0; done < run.num_tokens;) {
     const uint32_t token = first_token + static_cast<uint32_t>(done);
-    const int64_t block = token / block_tokens, at = token % block_tokens;
+    const uint32_t block = token / block_tokens, at = token % block_tokens;
     const int64_t count = std::min(run.num_tokens - done, shape.tokens - at);
-    if (last_rows_ != &rows || last_block_ != block) {
-      last_rows_ = &rows;
-      last_block_ = block;
-      last_data_ = fetch_ == nullptr ? nullptr : fetch_->Find(rows, block, number_);
-    }
-    KvRange range = {nullptr, nullptr, count, index.position_begin, index.positions + token};
-    if (last_data_ != nullptr) {
-      range.keys = last_data_ + shape.key_offset(at);
-      range.values = last_data_ + shape.value_offset(at);
-    } else {
-      Missing missing;
-      missing.rows = &rows;
-      missing.block = block;
-      missing.at = at;
-      missing.piece = pieces_.size();
-      missing.range = ranges_.size();
-      if (with_values) missing.first_value = value_rows_.size();
-      missing.first_range = first_range;
-      missing.item = run.item;
-      missing.first = done;
-      missing_.push_back(missing);
-      if (with_values) late_values_needed_ += count * shape.value_row_bytes;
-    }
-    ranges_.push_back(range);
-    if (with_values) ListValues(range, shape.value_row_bytes);
+    lookups_.push_back({block, at, static_cast<uint32_t>(ranges_.size()), run_number,
+                        static_cast<uint32_t>(done)});
+    ranges_.push_back({nullptr, nullptr, count, index.position_begin, index.positions + token});
     done += count;
   }
-  for (size_t i = first_missing; i < missing_.size(); ++i) missing_[i].end_range = ranges_.size();
+  runs_.back().end_range = ranges_.size();
+  if (with_values) value_rows_.resize(value_rows_.size() + run.num_tokens);
   open_.num_tokens += run.num_tokens;
   open_.position_begin = std::min(open_.position_begin, index.position_begin);
   if (open_.num_tokens >= piece_tokens_) EndPiece();
+}
+
+void RowGroup::End() {
+  if (ranges_.size() > open_.first_range || pieces_.empty()) EndPiece();
+  LookUp();
+}
+
+// All at once, so that what the look-ups touch can be fetched ahead: it lies all over memory.
+void RowGroup::LookUp() {
+  constexpr size_t kSlotsAhead = 32, kUsesAhead = 16;
+  const auto rows_of = [this](size_t i) -> const TieredRows& {
+    return *runs_[lookups_[i].run].rows;
+  };
+  const TieredRows* last_rows = nullptr;
+  uint32_t last_block = 0;
+  const std::byte* data = nullptr;
+  size_t piece = 0;
+  for (size_t i = 0; i < lookups_.size(); ++i) {
+    if (i + kSlotsAhead < lookups_.size()) {
+      BlockFetch::PrefetchSlot(rows_of(i + kSlotsAhead), lookups_[i + kSlotsAhead].block);
+    }
+    if (fetch_ != nullptr && i + kUsesAhead < lookups_.size()) {
+      fetch_->PrefetchUse(rows_of(i + kUsesAhead), lookups_[i + kUsesAhead].block);
+    }
+    const LookedUp& lookup = lookups_[i];
+    const Run& run = runs_[lookup.run];
+    if (last_rows != run.rows || last_block != lookup.block) {
+      last_rows = run.rows;
+      last_block = lookup.block;
+      data = fetch_ == nullptr ? nullptr : fetch_->Find(*run.rows, lookup.block, number_);
+    }
+    const size_t first_value = run.first_value == kNone ? kNone : run.first_value + lookup.first;
+    KvRange& range = ranges_[lookup.range];
+    const BlockShape& shape = run.rows->shape();
+    if (data != nullptr) {
+      range.keys = data + shape.key_offset(lookup.at);
+      range.values = data + shape.value_offset(lookup.at);
+      if (first_value != kNone) ListValues(range.values, range.num_tokens, shape, first_value);
+      continue;
+    }
+    while (lookup.range >= pieces_[piece].first_range + pieces_[piece].num_ranges) {
+      pieces_[++piece].first_missing = missing_.size();
+    }
+    ++pieces_[piece].num_missing;
+    ++pieces_[piece].num_coming;
+    missing_.push_back({run.rows, lookup.block, lookup.at, piece, lookup.range, first_value,
+                        run.first_range, run.end_range, run.item, lookup.first});
+    if (first_value != kNone) late_values_needed_ += range.num_tokens * shape.value_row_bytes;
+  }
+  while (piece + 1 < pieces_.size()) pieces_[++piece].first_missing = missing_.size();
+}
+
+void RowGroup::ListValues(const std::byte* values, int64_t count, const BlockShape& shape,
+                          size_t first) {
+  for (int64_t i = 0; i < count; ++i) value_rows_[first + i] = values + i * shape.value_row_bytes;
 }
 
 void RowGroup::Place(const std::byte* block, const Missing& missing) {
@@ -119,9 +145,7 @@ void RowGroup::Place(const std::byte* block, const Missing& missing) {
   std::byte* const copy = late_values_.data() + late_values_used_;
   late_values_used_ += bytes;
   std::memcpy(copy, range.values, bytes);
-  for (int64_t i = 0; i < range.num_tokens; ++i) {
-    value_rows_[missing.first_value + i] = copy + i * shape.value_row_bytes;
-  }
+  ListValues(copy, range.num_tokens, shape, missing.first_value);
 }
 
 void RowGroup::CompactValues(size_t first, int64_t count) {

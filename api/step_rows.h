@@ -11,6 +11,7 @@
 #include "absl/types/span.h"
 #include "api/step_view.h"
 #include "buffer/block_fetch.h"
+#include "buffer/tiered_rows.h"
 #include "storage/kv_range.h"
 #include "storage/segment.h"
 
@@ -33,8 +34,8 @@ struct RowPiece {
 };
 
 // The rows of some queries of one kv head, cut into pieces by the data alone: neither the number of
-// threads nor what lies in which tier changes a result. Rows of a tier are looked up as they are
-// added; those that are in no slot are missing.
+// threads nor what lies in which tier changes a result. Rows of a tier are looked up at the end;
+// those that are in no slot are missing.
 //
 // Threads: one at a time; groups are independent.
 class RowGroup {
@@ -73,6 +74,21 @@ class RowGroup {
 
   static constexpr size_t kNone = static_cast<size_t>(-1);
 
+  // Rows of a tier, in one range for each block.
+  struct Run {
+    const TieredRows* rows = nullptr;
+    size_t first_range = 0;
+    size_t end_range = 0;
+    size_t first_value = kNone;  // in value_rows_, if they are listed
+    int64_t item = -1;
+  };
+  struct LookedUp {
+    uint32_t block = 0;
+    uint32_t at = 0;  // in the block
+    uint32_t range = 0;
+    uint32_t run = 0;
+    uint32_t first = 0;  // of its tokens in the run
+  };
   // Rows in one block that is in no slot.
   struct Missing {
     const TieredRows* rows = nullptr;
@@ -93,8 +109,9 @@ class RowGroup {
   void Begin(BlockFetch* fetch, size_t number, int64_t piece_tokens);
   void AddRun(const ClusterRun& run, bool with_values);
   void AddTieredRun(const ClusterRun& run, bool with_values);
-  void ListValues(const KvRange& range, int64_t value_row_bytes);
   void EndPiece();
+  void LookUp();
+  void ListValues(const std::byte* values, int64_t count, const BlockShape& shape, size_t first);
   // The missing rows are here, for a while: values that are listed are copied.
   void Place(const std::byte* block, const Missing& missing);
 
@@ -106,15 +123,13 @@ class RowGroup {
   std::vector<KvRange> ranges_;
   std::vector<RowPiece> pieces_;
   std::vector<const std::byte*> value_rows_;
+  std::vector<Run> runs_;
+  std::vector<LookedUp> lookups_;  // in the order of ranges
   std::vector<Missing> missing_;
   size_t first_waiter_ = 0;             // the first missing part's number among those of all groups
   std::vector<std::byte> late_values_;  // copies of value rows whose blocks go
   size_t late_values_used_ = 0;
   size_t late_values_needed_ = 0;
-  // The block that was looked up last.
-  const TieredRows* last_rows_ = nullptr;
-  int64_t last_block_ = -1;
-  const std::byte* last_data_ = nullptr;
 };
 
 // All groups of a step, and the reading of what is missing: in the order of groups and pieces, of

@@ -61,14 +61,13 @@ absl::StatusOr<std::unique_ptr<BlockCache>> BlockCache::Create(const Options& op
 BlockCache::BlockCache(std::unique_ptr<SlotMemory> memory,
                        std::shared_ptr<PolicySlots> policy_slots)
     : memory_(std::move(memory)),
-      pins_(std::make_unique<std::atomic<int32_t>[]>(memory_->num_slots())),
-      stamps_(std::make_unique<std::atomic<uint32_t>[]>(memory_->num_slots())),
+      uses_(std::make_unique<Use[]>(memory_->num_slots())),
       owners_(std::make_unique<Owner[]>(memory_->num_slots())),
       policy_slots_(std::move(policy_slots)) {
   free_.reserve(memory_->num_slots());
   // The lowest slots are taken first.
   for (int64_t i = memory_->num_slots(); i > 0; --i) {
-    pins_[i - 1].store(kClosed, std::memory_order_relaxed);
+    uses_[i - 1].pins.store(kClosed, std::memory_order_relaxed);
     free_.push_back(static_cast<uint32_t>(i - 1));
   }
 }
@@ -169,7 +168,11 @@ void BlockCache::RemoveTenant(TenantId id) {
 }
 
 void BlockCache::Release(absl::Span<const uint32_t> slots) {
-  for (const uint32_t slot : slots) pins_[slot].fetch_sub(1, std::memory_order_release);
+  constexpr size_t kAhead = 16;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (i + kAhead < slots.size()) PrefetchUse(slots[i + kAhead]);
+    uses_[slots[i]].pins.fetch_sub(1, std::memory_order_release);
+  }
 }
 
 void BlockCache::CountLookups(TenantId id, int64_t hits, int64_t misses) {
@@ -206,7 +209,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
         }
         slots[i] = slot;
         owners_[slot] = {miss.table, static_cast<uint32_t>(miss.block), step};
-        stamps_[slot].store(step, std::memory_order_relaxed);
+        uses_[slot].stamp.store(step, std::memory_order_relaxed);
         owner.policy->Insert(slot, miss.table->key(miss.block));
         ++owner.stats.slots_used;
         ++owner.stats.admissions_total;
@@ -217,7 +220,7 @@ void BlockCache::Admit(uint32_t step, absl::Span<const Missed> missed) {
     for (size_t i = 0; i < group.size(); ++i) {
       if (slots[i] == kNoSlot) continue;
       std::memcpy(memory_->slot(slots[i]), group[i].data, memory_->slot_bytes());
-      pins_[slots[i]].fetch_sub(kClosed, std::memory_order_release);
+      uses_[slots[i]].pins.fetch_sub(kClosed, std::memory_order_release);
     }
   }
 }
@@ -282,8 +285,8 @@ uint32_t BlockCache::EvictFrom(Tenant& owner, const Search& search, Reason reaso
   if (search.step.has_value() && owner.stuck_step == search.step) return kNoSlot;
   bool met_pins = false;
   const auto can_evict = [&](uint32_t slot) {
-    const bool is_pinned = pins_[slot].load(std::memory_order_acquire) != 0;
-    if (stamps_[slot].load(std::memory_order_relaxed) == search.step) return false;
+    const bool is_pinned = uses_[slot].pins.load(std::memory_order_acquire) != 0;
+    if (uses_[slot].stamp.load(std::memory_order_relaxed) == search.step) return false;
     met_pins |= is_pinned;
     return !is_pinned;
   };
@@ -293,7 +296,7 @@ uint32_t BlockCache::EvictFrom(Tenant& owner, const Search& search, Reason reaso
   while (const std::optional<uint32_t> victim = owner.policy->Victim(can_evict)) {
     Owner& place = owners_[*victim];
     const uint64_t key = place.table->key(place.block);
-    const uint32_t stamp = stamps_[*victim].load(std::memory_order_relaxed);
+    const uint32_t stamp = uses_[*victim].stamp.load(std::memory_order_relaxed);
     int32_t none = 0;
     if (stamp != place.seen_stamp && passes_left > 0) {
       --passes_left;
@@ -303,7 +306,7 @@ uint32_t BlockCache::EvictFrom(Tenant& owner, const Search& search, Reason reaso
       continue;
     }
     // A look-up may pin the victim before it is closed, which is rare; then the next one.
-    if (!pins_[*victim].compare_exchange_strong(none, kClosed, std::memory_order_acquire)) {
+    if (!uses_[*victim].pins.compare_exchange_strong(none, kClosed, std::memory_order_acquire)) {
       owner.policy->Insert(*victim, key);
       continue;
     }
@@ -341,7 +344,7 @@ void BlockCache::Free(absl::Span<const uint32_t> slots) {
     std::memset(memory_->slot(slot), 0, memory_->slot_bytes());
     // A late look-up of a block that lay here before may be about to find that it does not any
     // more. It must not find a new one halfway.
-    while (pins_[slot].load(std::memory_order_acquire) != kClosed) std::this_thread::yield();
+    while (uses_[slot].pins.load(std::memory_order_acquire) != kClosed) std::this_thread::yield();
   }
   std::lock_guard<std::mutex> lock(mutex_);
   free_.insert(free_.end(), slots.begin(), slots.end());
@@ -358,7 +361,7 @@ void BlockCache::Drop(BlockTable& table) {
       for (; block < table.num_blocks() && count < kGroup; ++block) {
         const uint32_t slot = table.slot(block);
         if (slot == kNoSlot) continue;
-        pins_[slot].fetch_add(kClosed, std::memory_order_acquire);
+        uses_[slot].pins.fetch_add(kClosed, std::memory_order_acquire);
         owners_[slot] = {};
         table.slots_[block].store(kNoSlot, std::memory_order_release);
         owner.policy->Remove(slot);
@@ -377,8 +380,8 @@ int64_t BlockCache::num_free() const {
 
 int64_t BlockCache::num_pinned() const {
   return std::count_if(
-      pins_.get(), pins_.get() + memory_->num_slots(),
-      [](const std::atomic<int32_t>& pins) { return pins.load(std::memory_order_relaxed) > 0; });
+      uses_.get(), uses_.get() + memory_->num_slots(),
+      [](const Use& use) { return use.pins.load(std::memory_order_relaxed) > 0; });
 }
 
 CacheTenantStats BlockCache::stats(TenantId id) const {
@@ -407,7 +410,7 @@ absl::Status BlockCache::Audit() const {
     is_free[slot] = true;
   }
   for (int64_t i = 0; i < memory_->num_slots(); ++i) {
-    const int32_t pins = pins_[i].load();
+    const int32_t pins = uses_[i].pins.load();
     if (is_free[i]) {
       if (pins != kClosed) return broken("slot ", i, " is free and has ", pins, " pins");
       continue;

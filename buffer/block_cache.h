@@ -104,14 +104,21 @@ class BlockCache {
   uint32_t Pin(const BlockTable& table, int64_t block, uint32_t step) {
     const uint32_t slot = table.slot(block);
     if (slot == kNoSlot) return kNoSlot;
-    std::atomic<int32_t>& pins = pins_[slot];
+    std::atomic<int32_t>& pins = uses_[slot].pins;
     // The slot may have got another block before it was pinned, never after.
     if (pins.fetch_add(1, std::memory_order_acquire) < 0 || table.slot(block) != slot) {
       pins.fetch_sub(1, std::memory_order_release);
       return kNoSlot;
     }
-    stamps_[slot].store(step, std::memory_order_relaxed);
+    uses_[slot].stamp.store(step, std::memory_order_relaxed);
     return slot;
+  }
+  // Hints for those who pin many blocks, and know them beforehand: what Pin will look at first, and
+  // a while later the rest.
+  void PrefetchUse(uint32_t slot) const { __builtin_prefetch(&uses_[slot], /*rw=*/1); }
+  void PrefetchUse(const BlockTable& table, int64_t block) const {
+    const uint32_t slot = table.slot(block);
+    if (slot != kNoSlot) PrefetchUse(slot);
   }
   // Lets go of slots, once for each time they were pinned.
   void Release(absl::Span<const uint32_t> slots);
@@ -149,6 +156,12 @@ class BlockCache {
   // subtract one there too, so it is a region rather than a value.
   static constexpr int32_t kClosed = -(1 << 30);
   static constexpr int kGroup = 32;  // slots that are filled or zeroed between two locks
+
+  // What look-ups touch of a slot.
+  struct Use {
+    std::atomic<int32_t> pins{0};
+    std::atomic<uint32_t> stamp{0};  // the step that used it last
+  };
 
   // What lies in a slot that is in use. Guarded by mutex_.
   struct Owner {
@@ -212,8 +225,7 @@ class BlockCache {
 
   const std::unique_ptr<SlotMemory> memory_;
   // Per slot. Apart from the owners, so that look-ups touch eight bytes a slot.
-  const std::unique_ptr<std::atomic<int32_t>[]> pins_;
-  const std::unique_ptr<std::atomic<uint32_t>[]> stamps_;  // the step that used it last
+  const std::unique_ptr<Use[]> uses_;
 
   mutable std::mutex mutex_;
   // Guarded by mutex_, but for the tenants' counters.

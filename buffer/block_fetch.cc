@@ -52,6 +52,10 @@ const std::byte* BlockFetch::Find(const TieredRows& rows, int64_t block, size_t 
   return cache.data(slot);
 }
 
+void BlockFetch::PrefetchUse(const TieredRows& rows, int64_t block) const {
+  tiers_.cache_->PrefetchUse(rows.table(), block);
+}
+
 int64_t BlockFetch::num_hits() const {
   int64_t hits = num_hits_;
   for (size_t i = 0; i < num_lists_; ++i) hits += static_cast<int64_t>(lists_[i].pinned.size());

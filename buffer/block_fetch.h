@@ -47,6 +47,11 @@ class BlockFetch {
   void AddList(size_t number);
   // The block in its slot, pinned; nullptr when it is in none.
   const std::byte* Find(const TieredRows& rows, int64_t block, size_t list);
+  // Hints that the block will be looked up: the first well before the second.
+  static void PrefetchSlot(const TieredRows& rows, int64_t block) {
+    rows.table().PrefetchSlot(block);
+  }
+  void PrefetchUse(const TieredRows& rows, int64_t block) const;
 
   // kComes: one of the next calls of Wait tells `waiter`.
   Requested Request(const TieredRows& rows, int64_t block, uint32_t waiter);

@@ -32,6 +32,7 @@ class BlockTable {
 
   // Stale as soon as it is known, unless the slot is pinned.
   uint32_t slot(int64_t block) const { return slots_[block].load(std::memory_order_acquire); }
+  void PrefetchSlot(int64_t block) const { __builtin_prefetch(&slots_[block]); }
 
  private:
   friend class BlockCache;

@@ -14,8 +14,8 @@
 #include "api/step_rows.h"
 #include "api/step_view.h"
 #include "compute/backend.h"
-#include "wavekv/executor.h"
 #include "wavekv/engine.h"  // RetrievedTokens
+#include "wavekv/executor.h"
 #include "wavekv/model_spec.h"
 #include "wavekv/options.h"
 #include "wavekv/stats.h"

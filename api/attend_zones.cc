@@ -216,9 +216,8 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
         task.token_rank_scores = ws_.token_scores.data() + at;
         task.token_stride = unit.num_sketch_tokens;
         task.chosen = ws_.chosen.data() + unit.first_sketch_token + token;
-        task.chosen_values =
-            ws_.rows.group(unit.read.group).value_rows() +
-            ws_.sketch_parts[unit.first_index + i].first_value;
+        task.chosen_values = ws_.rows.group(unit.read.group).value_rows() +
+                             ws_.sketch_parts[unit.first_index + i].first_value;
       }
       task.output = ws_.partial_outputs.data() + part * model_.head_dim_v;
       task.lse = ws_.partial_lses.data() + part;
@@ -276,8 +275,7 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
   int64_t retrieved_tokens = unit.num_chosen;
   if (!sketch) {
     for (int64_t i = 0; i < unit.num_retrieved; ++i) {
-      const int64_t cluster =
-          unit.first_cluster + ws_.clusters.retrieved[unit.first_cluster + i];
+      const int64_t cluster = unit.first_cluster + ws_.clusters.retrieved[unit.first_cluster + i];
       // But for those that came too late.
       if (ws_.clusters.zones[cluster] != Zone::kRetrieval) continue;
       retrieved_tokens += ws_.clusters.sizes[cluster];

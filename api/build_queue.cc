@@ -255,10 +255,9 @@ absl::StatusOr<SealedHead> BuildQueue::BuildHead(const std::vector<KvRange>& row
       clustering, shape, index_.statistics, ResolveCodeBits(index_.code_bits, model_.head_dim_k));
   const bool in_arena = target.row_tier == nullptr;
   SealedHead head;
-  WAVEKV_ASSIGN_OR_RETURN(head.extent,
-                          target.account->Allocate(in_arena
-                                                       ? ClusterIndexBytes(index_shape)
-                                                       : ClusterIndexOverheadBytes(index_shape)));
+  WAVEKV_ASSIGN_OR_RETURN(
+      head.extent, target.account->Allocate(in_arena ? ClusterIndexBytes(index_shape)
+                                                     : ClusterIndexOverheadBytes(index_shape)));
   MutableClusterIndex index = FormatClusterIndex(head.extent.data(), index_shape, begin);
   std::vector<std::byte> tier_rows;
   if (!in_arena) {

@@ -69,7 +69,8 @@ void AddTierMetrics(const EngineStats& stats,
     evictions.Add(label, ",reason=\"quota\"", of.evictions_by_quota_total);
     rejects.Add(label, "", of.backing_rejects_total);
   }
-  for (const TenantMetric* metric : {&bytes, &quotas, &lookups, &admissions, &evictions, &rejects}) {
+  for (const TenantMetric* metric :
+       {&bytes, &quotas, &lookups, &admissions, &evictions, &rejects}) {
     text += metric->text();
   }
 

@@ -132,14 +132,13 @@ absl::Status ValidateTiers(const TierOptions& tiers) {
     return Invalid("tiers.directory must be given for a cache, got cache_bytes {} without",
                    tiers.cache_bytes);
   }
-  WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.cache_bytes", tiers.cache_bytes,
-                                    tiers.directory.empty() ? 0 : 1, kMost));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckRange("tiers.cache_bytes", tiers.cache_bytes, tiers.directory.empty() ? 0 : 1, kMost));
   WAVEKV_RETURN_IF_ERROR(
       CheckRange("tiers.block_tokens", tiers.block_tokens, 0, kSegmentTokensMax));
   WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.prefault_threads", tiers.prefault_threads, 0, 4096));
   if (tiers.replacement != "lru" && tiers.replacement != "slru" && tiers.replacement != "s3fifo") {
-    return Invalid("tiers.replacement must be lru, slru or s3fifo, got \"{}\"",
-                   tiers.replacement);
+    return Invalid("tiers.replacement must be lru, slru or s3fifo, got \"{}\"", tiers.replacement);
   }
   return absl::OkStatus();
 }

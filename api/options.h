@@ -65,8 +65,8 @@ struct TierOptions {
   // crash. Empty: all stays in the arena.
   std::string directory;
   int64_t backing_bytes = 0;  // of the file at most; 0: as many as the file system has
-  // DRAM for copies of rows: most for those that are kept, a sixty-fourth or what steps need at once
-  // for those that are being read. Reserved at Open, never exceeded.
+  // DRAM for copies of rows: most for those that are kept, a sixty-fourth or what steps need at
+  // once for those that are being read. Reserved at Open, never exceeded.
   int64_t cache_bytes = 0;
   // Tokens of a block, the unit of reading and caching; 0: as many as fit 2 KiB, which is 4 for
   // head_dim 128 in 16 bits.

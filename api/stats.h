@@ -90,18 +90,18 @@ struct EngineStats {
 
   // With TierOptions; blocks' hits, misses and evictions are the tenants'.
   int64_t block_bytes = 0;
-  int64_t cache_bytes = 0;           // slots of the cache
+  int64_t cache_bytes = 0;  // slots of the cache
   int64_t cache_bytes_free = 0;
-  int64_t cache_bytes_pinned = 0;    // that calls read now
-  int64_t staging_bytes = 0;         // for blocks that are being read
-  int64_t reads_pending = 0;         // blocks asked for that have not come
-  int64_t backing_bytes_used = 0;    // of the file
-  int64_t backing_bytes_free = 0;    // holes in it
-  int64_t blocks_read_total = 0;     // for misses
+  int64_t cache_bytes_pinned = 0;     // that calls read now
+  int64_t staging_bytes = 0;          // for blocks that are being read
+  int64_t reads_pending = 0;          // blocks asked for that have not come
+  int64_t backing_bytes_used = 0;     // of the file
+  int64_t backing_bytes_free = 0;     // holes in it
+  int64_t blocks_read_total = 0;      // for misses
   int64_t tier_bytes_read_total = 0;  // blocks, and segments as a whole for merges and truncation
   int64_t tier_bytes_written_total = 0;
   int64_t read_failures_total = 0;
-  double tiers_open_seconds = 0.0;   // that Open took for file and cache
+  double tiers_open_seconds = 0.0;  // that Open took for file and cache
 };
 
 }  // namespace wavekv

@@ -90,15 +90,15 @@ class Context {
     options.zones = TheArguments().zones;
     const int64_t row = int64_t{spec.num_q_heads()} * spec.head_dim;
     const auto begin = Clock::now();
-    WAVEKV_ASSIGN_OR_RETURN(const Plan plan, engine_->MakePlan({{&sequence_, 1}, cu_seqlens},
-                                                               options));
+    WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
+                            engine_->MakePlan({{&sequence_, 1}, cu_seqlens}, options));
     WAVEKV_ASSIGN_OR_RETURN(
-        stats_, engine_->Attend(
-                    plan, 0,
-                    TensorView::Dense(layer_.queries().data() + query * row, DType::kFloat32, 1,
-                                      spec.num_q_heads(), spec.head_dim),
-                    MutableTensorView::Dense(output_.data(), DType::kFloat32, 1, spec.num_q_heads(),
-                                             spec.head_dim)));
+        stats_,
+        engine_->Attend(plan, 0,
+                        TensorView::Dense(layer_.queries().data() + query * row, DType::kFloat32, 1,
+                                          spec.num_q_heads(), spec.head_dim),
+                        MutableTensorView::Dense(output_.data(), DType::kFloat32, 1,
+                                                 spec.num_q_heads(), spec.head_dim)));
     return MillisecondsSince(begin);
   }
 
@@ -127,7 +127,8 @@ struct Run {
 
   double warm_median_ms() const { return Median(warm_ms); }
   double hit_ratio() const {
-    return hits + misses == 0 ? 1.0 : static_cast<double>(hits) / static_cast<double>(hits + misses);
+    return hits + misses == 0 ? 1.0
+                              : static_cast<double>(hits) / static_cast<double>(hits + misses);
   }
 };
 
@@ -218,8 +219,8 @@ class Bench {
       mapped_ = std::make_unique<TemporaryFile>(std::move(file));
       for (size_t done = 0; done < arena.size();) {
         const ssize_t written =
-            pwrite(mapped_->fd(), arena.data() + done, std::min<size_t>(arena.size() - done, 1 << 24),
-                   static_cast<off_t>(done));
+            pwrite(mapped_->fd(), arena.data() + done,
+                   std::min<size_t>(arena.size() - done, 1 << 24), static_cast<off_t>(done));
         if (written <= 0) return absl::UnavailableError("cannot write the file to be mapped");
         done += static_cast<size_t>(written);
       }
@@ -253,8 +254,8 @@ class Bench {
 
   // What of dram_pct of the KV bytes is left for slots beside the memory for reads.
   int64_t SlotBytes(int64_t dram_pct) {
-    return std::max<int64_t>(
-        1, kv_bytes() * dram_pct / 100 - tiered_->engine().stats().staging_bytes);
+    return std::max<int64_t>(1,
+                             kv_bytes() * dram_pct / 100 - tiered_->engine().stats().staging_bytes);
   }
 
   const Run& resident_run() const { return resident_run_; }
@@ -321,9 +322,9 @@ void Show(benchmark::State& state, const absl::StatusOr<Run>& run, const std::st
 }
 
 void Register(const std::string& name, std::function<absl::StatusOr<Run>()> run) {
-  benchmark::RegisterBenchmark(name.c_str(), [name, run = std::move(run)](benchmark::State& state) {
-    Show(state, run(), name);
-  })
+  benchmark::RegisterBenchmark(
+      name.c_str(),
+      [name, run = std::move(run)](benchmark::State& state) { Show(state, run(), name); })
       ->Iterations(TheArguments().queries[0])
       ->UseManualTime()
       ->Unit(benchmark::kMillisecond);
@@ -388,8 +389,7 @@ int main(int argc, char** argv) {
       {NumbersOption("tokens", "length of the context", 2048, int64_t{1} << 30, &arguments.tokens),
        NumbersOption("dram_pct", "DRAM for rows in percent of the KV bytes, comma-separated", 1,
                      100, &arguments.dram_pct),
-       NumbersOption("warm_queries", "steps that fill the cache", 1, 4096,
-                     &arguments.warm_queries),
+       NumbersOption("warm_queries", "steps that fill the cache", 1, 4096, &arguments.warm_queries),
        NumbersOption("queries", "steps that are timed", 1, 4096, &arguments.queries),
        NumbersOption("block_tokens", "tokens of a block, 0: as many as fit 2 KiB", 0, 65536,
                      &arguments.block_tokens),
@@ -405,8 +405,7 @@ int main(int argc, char** argv) {
         }},
        {"zones", "sketch (default) or clusters",
         [&](const std::string& value) {
-          arguments.zones =
-              value == "clusters" ? wavekv::Zones::kClusters : wavekv::Zones::kSketch;
+          arguments.zones = value == "clusters" ? wavekv::Zones::kClusters : wavekv::Zones::kSketch;
           return value == "sketch" || value == "clusters";
         }}},
       &RegisterAll, &PrintLines);

@@ -46,8 +46,8 @@ absl::StatusOr<std::unique_ptr<MemoryPressure>> MemoryPressure::Create(int64_t l
   const Hierarchy hierarchy = FindHierarchy();
   const std::string group = fmt::format("{}/wavekv-bench-{}", hierarchy.home, getpid());
   if (hierarchy.limit_file == nullptr || mkdir(group.c_str(), 0755) != 0) {
-    return absl::PermissionDeniedError(fmt::format("cannot make the control group {}: {}", group,
-                                                   std::strerror(errno)));
+    return absl::PermissionDeniedError(
+        fmt::format("cannot make the control group {}: {}", group, std::strerror(errno)));
   }
   std::unique_ptr<MemoryPressure> pressure(new MemoryPressure(hierarchy.home, group));
   if (!Write(fmt::format("{}/{}", group, hierarchy.limit_file), std::to_string(limit_bytes)) ||

@@ -54,7 +54,8 @@ class SyntheticLayer {
   // Options for an engine that holds the layer once.
   EngineOptions Options() const;
 
-  // Appends all rows to layer 0 of an empty sequence; waits for builds only where the arena is full.
+  // Appends all rows to layer 0 of an empty sequence; waits for builds only where the arena is
+  // full.
   absl::Status AppendTo(Engine& engine, const Sequence& sequence) const;
 
  private:

@@ -379,9 +379,8 @@ int64_t BlockCache::num_free() const {
 }
 
 int64_t BlockCache::num_pinned() const {
-  return std::count_if(
-      uses_.get(), uses_.get() + memory_->num_slots(),
-      [](const Use& use) { return use.pins.load(std::memory_order_relaxed) > 0; });
+  return std::count_if(uses_.get(), uses_.get() + memory_->num_slots(),
+                       [](const Use& use) { return use.pins.load(std::memory_order_relaxed) > 0; });
 }
 
 CacheTenantStats BlockCache::stats(TenantId id) const {

@@ -117,7 +117,6 @@ class BlockFetch {
   // In the thread that admits: waits for reads that are still coming, admits all.
   void AdmitAll();
 
-
   absl::Span<std::byte> memory(Buffer buffer) const;
   void Tell(Buffer buffer, uint32_t waiter);
   void Settle(Buffer buffer, const absl::Status& status);
@@ -156,7 +155,8 @@ class FetchLease {
  public:
   FetchLease() = default;
   FetchLease(FetchLease&& other) noexcept
-      : tiers_(std::exchange(other.tiers_, nullptr)), fetch_(std::exchange(other.fetch_, nullptr)) {}
+      : tiers_(std::exchange(other.tiers_, nullptr)),
+        fetch_(std::exchange(other.fetch_, nullptr)) {}
   FetchLease& operator=(FetchLease&&) = delete;
   ~FetchLease();
 

@@ -36,7 +36,7 @@ struct RowTiersOptions {
   // Calls at a time that read; others wait. Each has room for as many missed blocks at a time.
   int num_fetches = 4;
   int64_t fetch_blocks_min = 1;
-  int prefault_threads = 0;      // as SlotMemoryOptions
+  int prefault_threads = 0;  // as SlotMemoryOptions
 };
 
 // Running totals, but for the gauges.
@@ -44,13 +44,13 @@ struct RowTiersStats {
   int64_t cache_bytes = 0;  // of slots
   int64_t staging_bytes = 0;
   int64_t slots = 0;
-  int64_t slots_free = 0;       // gauge
-  int64_t slots_pinned = 0;     // gauge
-  int64_t reads_pending = 0;    // gauge: blocks asked for that have not come
-  FileSpace file;               // gauge
-  int64_t blocks_read = 0;      // for misses
-  int64_t bytes_read = 0;       // of all reads, also of whole segments
-  int64_t bytes_written = 0;    // to the file
+  int64_t slots_free = 0;     // gauge
+  int64_t slots_pinned = 0;   // gauge
+  int64_t reads_pending = 0;  // gauge: blocks asked for that have not come
+  FileSpace file;             // gauge
+  int64_t blocks_read = 0;    // for misses
+  int64_t bytes_read = 0;     // of all reads, also of whole segments
+  int64_t bytes_written = 0;  // to the file
   int64_t read_failures = 0;
   double open_seconds = 0.0;
 };
@@ -82,7 +82,7 @@ class TenantRowTier : public RowTier, public std::enable_shared_from_this<Tenant
   const std::shared_ptr<RowTiers> tiers_;
   const BlockCache::TenantId id_;
   mutable std::mutex mutex_;
-  RowQuota quota_;  // guarded by mutex_
+  RowQuota quota_;                              // guarded by mutex_
   std::atomic<int64_t> backing_bytes_used_{0};  // changed under mutex_
   std::atomic<int64_t> backing_rejects_total_{0};
 };

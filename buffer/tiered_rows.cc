@@ -75,10 +75,9 @@ absl::Status TieredRows::Copy(std::byte* keys, std::byte* values) const {
     const int64_t count = std::min(batch, num_blocks() - first);
     reads.clear();
     for (int64_t i = 0; i < count; ++i) {
-      reads.push_back(Read(first + i,
-                           absl::MakeSpan(buffer + i * shape.bytes,
-                                          static_cast<size_t>(shape.bytes)),
-                           static_cast<uint64_t>(i)));
+      reads.push_back(Read(
+          first + i, absl::MakeSpan(buffer + i * shape.bytes, static_cast<size_t>(shape.bytes)),
+          static_cast<uint64_t>(i)));
     }
     WAVEKV_RETURN_IF_ERROR(reader->Submit(reads));
     const int64_t ended = reader->Wait(count, absl::MakeSpan(completions));

@@ -19,8 +19,8 @@ absl::Status SequenceNotFound() {
   return absl::NotFoundError("sequence: no such sequence (never created here, or removed)");
 }
 
-StoredSequence::StoredSequence(std::shared_ptr<StoreContext> context,
-                               SealTarget seal_target, std::weak_ptr<TenantStore> tenant)
+StoredSequence::StoredSequence(std::shared_ptr<StoreContext> context, SealTarget seal_target,
+                               std::weak_ptr<TenantStore> tenant)
     : context_(std::move(context)),
       seal_target_(std::move(seal_target)),
       tenant_(std::move(tenant)),
@@ -105,8 +105,9 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> TenantStore::Fork(
   return WithEviction(keep, [&]() -> absl::StatusOr<std::shared_ptr<StoredSequence>> {
     auto child = std::make_shared<StoredSequence>(context_, seal_target_, weak_from_this());
     for (int layer = 0; layer < parent->num_layers(); ++layer) {
-      WAVEKV_ASSIGN_OR_RETURN(LayerContents contents,
-                              parent->layer(layer).PrefixOf(layers[layer], *seal_target_.account, prefix));
+      WAVEKV_ASSIGN_OR_RETURN(
+          LayerContents contents,
+          parent->layer(layer).PrefixOf(layers[layer], *seal_target_.account, prefix));
       child->layer(layer).Replace(std::move(contents));
     }
     if (parent->removed()) return SequenceNotFound();

@@ -22,6 +22,7 @@ enum Option : int {
   kContext = 1000,
   kDense,
   kDocument,
+  kDramPct,
   kDumpTrace,
   kEstimation,
   kHelp,
@@ -34,6 +35,7 @@ enum Option : int {
   kSketch,
   kTask,
   kThreads,
+  kTiers,
   kZones,
 };
 
@@ -41,6 +43,7 @@ constexpr option kOptions[] = {
     {"context", required_argument, nullptr, kContext},
     {"dense", no_argument, nullptr, kDense},
     {"document", required_argument, nullptr, kDocument},
+    {"dram-pct", required_argument, nullptr, kDramPct},
     {"dump-trace", required_argument, nullptr, kDumpTrace},
     {"estimation", required_argument, nullptr, kEstimation},
     {"help", no_argument, nullptr, kHelp},
@@ -53,6 +56,7 @@ constexpr option kOptions[] = {
     {"sketch", required_argument, nullptr, kSketch},
     {"task", required_argument, nullptr, kTask},
     {"threads", required_argument, nullptr, kThreads},
+    {"tiers", required_argument, nullptr, kTiers},
     {"zones", required_argument, nullptr, kZones},
     {nullptr, 0, nullptr, 0},
 };
@@ -117,6 +121,13 @@ absl::Status ApplyOption(int option, const char* value, Arguments* arguments) {
     }
     case kSketch: {
       TINYLM_ASSIGN_OR_RETURN(arguments->wave.sketch, ParseRatio("sketch", value));
+      break;
+    }
+    case kTiers:
+      arguments->tiers.directory = value;
+      break;
+    case kDramPct: {
+      TINYLM_ASSIGN_OR_RETURN(arguments->tiers.dram_pct, ParseCount("dram-pct", value, 1, 200));
       break;
     }
     case kZones: {
@@ -231,6 +242,8 @@ Everywhere:
       --sketch R         sketch: share whose codes are read (0.25)
       --estimation R     clusters, paper: share that is answered by the value means of its own
                          clusters (0.232)
+      --tiers DIR        keep sealed keys and values in a file in DIR, and a part of them in DRAM
+      --dram-pct N       that part, in percent of the KV cache (25)
       --threads N        (one per processor)
       --model DIR        config.json, model.safetensors, tokenizer.model and eval_L*.safetensors
       --help

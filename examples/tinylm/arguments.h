@@ -18,12 +18,19 @@ enum class Command {
   kTrace,   // record the attention of an evaluation document
 };
 
+// Rows of sealed segments in a file instead of DRAM.
+struct Tiers {
+  std::string directory;  // empty: all in DRAM
+  int dram_pct = 25;      // cache, in percent of the KV cache
+};
+
 struct Arguments {
   Command command = Command::kHelp;
   std::string model_directory;  // empty: the one that was built in
   int threads = 0;              // 0: one per processor
   wavekv::AttendOptions wave;   // the zones of decode steps
   int64_t context = 32768;      // tokens of an evaluation document
+  Tiers tiers;
 
   // demo
   std::vector<std::string> tasks = {"niah", "vt"};

@@ -97,6 +97,16 @@ absl::Status Generate(const Tokenizer& tokenizer, int max_tokens, Decoder* decod
   return absl::OkStatus();
 }
 
+wavekv::TierOptions TiersOf(const Arguments& arguments, const Model& model, int64_t num_tokens) {
+  wavekv::TierOptions tiers;
+  tiers.directory = arguments.tiers.directory;
+  if (tiers.directory.empty()) return tiers;
+  const wavekv::ModelSpec spec = model.config().kv_spec();
+  tiers.cache_bytes =
+      num_tokens * spec.num_layers * spec.token_bytes() * arguments.tiers.dram_pct / 100;
+  return tiers;
+}
+
 }  // namespace
 
 absl::Status RunDemo(const Arguments& arguments) {
@@ -104,7 +114,8 @@ absl::Status RunDemo(const Arguments& arguments) {
   TINYLM_ASSIGN_OR_RETURN(const Tokenizer tokenizer, LoadTokenizer(arguments, *runtime.model));
   TINYLM_ASSIGN_OR_RETURN(const EvalSet set, LoadEvalSet(arguments, *runtime.model));
   TINYLM_ASSIGN_OR_RETURN(const std::unique_ptr<wavekv::Engine> engine,
-                          OpenEngine(runtime.model->config(), arguments.context, runtime.executor));
+                          OpenEngine(runtime.model->config(), arguments.context, runtime.executor,
+                                     TiersOf(arguments, *runtime.model, arguments.context)));
   NeedleEvalOptions options;
   options.tasks = arguments.tasks;
   options.questions_per_task = arguments.prompts;
@@ -132,10 +143,11 @@ absl::Status RunPrompt(const Arguments& arguments) {
   std::vector<int32_t> tokens = {tokenizer.bos()};
   tokens.insert(tokens.end(), words.begin(), words.end());
   const auto num_prompt_tokens = static_cast<int64_t>(tokens.size());
+  const int64_t num_tokens = num_prompt_tokens + arguments.max_tokens;
 
   TINYLM_ASSIGN_OR_RETURN(const std::unique_ptr<wavekv::Engine> engine,
-                          OpenEngine(runtime.model->config(),
-                                     num_prompt_tokens + arguments.max_tokens, runtime.executor));
+                          OpenEngine(runtime.model->config(), num_tokens, runtime.executor,
+                                     TiersOf(arguments, *runtime.model, num_tokens)));
   TINYLM_ASSIGN_OR_RETURN(wavekv::Tenant tenant, engine->OpenTenant("prompt"));
   TINYLM_ASSIGN_OR_RETURN(const wavekv::Sequence sequence, tenant.CreateSequence());
   EngineAttention attention(engine.get(), sequence, AttendOptions::Exact());
@@ -176,7 +188,8 @@ absl::Status RunTrace(const Arguments& arguments) {
   const std::vector<int32_t>& tokens = set.documents[arguments.document];
   const auto num_tokens = static_cast<int64_t>(tokens.size());
   TINYLM_ASSIGN_OR_RETURN(const std::unique_ptr<wavekv::Engine> engine,
-                          OpenEngine(runtime.model->config(), num_tokens, runtime.executor));
+                          OpenEngine(runtime.model->config(), num_tokens, runtime.executor,
+                                     TiersOf(arguments, *runtime.model, num_tokens)));
   TINYLM_ASSIGN_OR_RETURN(wavekv::Tenant tenant, engine->OpenTenant("trace"));
   TINYLM_ASSIGN_OR_RETURN(const wavekv::Sequence sequence, tenant.CreateSequence());
   EngineAttention attention(engine.get(), sequence, AttendOptions::Exact());

@@ -14,13 +14,16 @@ double Share(int64_t part, int64_t whole) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<wavekv::Engine>> OpenEngine(
-    const ModelConfig& config, int64_t num_tokens, std::shared_ptr<wavekv::Executor> executor) {
+    const ModelConfig& config, int64_t num_tokens, std::shared_ptr<wavekv::Executor> executor,
+    const wavekv::TierOptions& tiers) {
   wavekv::EngineOptions options;
   options.model = config.kv_spec();
   options.executor = std::move(executor);
   // The document, and the forks that a question and its two ways of answering make of it.
   constexpr int kSequences = 8;
+  // With tiers, too, a document may come faster than it is sealed.
   options.arena_bytes = wavekv::ArenaBytesFor(options, num_tokens, kSequences);
+  options.tiers = tiers;
   return wavekv::Engine::Open(options);
 }
 

@@ -82,14 +82,54 @@ absl::Status CaseWorld::Do(const v1::Step& step, bool in_group, StepNumbers& num
       return Truncate(step);
     case v1::Step::kRemove:
       return TenantNamed(step).Remove(Handle(SequenceOf(step)));
-    case v1::Step::kFault: {
-      const auto& refuse = step.fault().refuse_allocations();
-      EngineTestPeer::FailAllocations(*engine_, static_cast<int64_t>(refuse.after()),
-                                      static_cast<int64_t>(refuse.count()));
-      return absl::OkStatus();
-    }
+    case v1::Step::kFault:
+      return PlantFault(step.fault());
     default:
       return absl::InternalError("the runner does not know this operation");
+  }
+}
+
+absl::Status CaseWorld::PlantFault(const v1::Fault& fault) {
+  const bool has_tiers = !engine_->options().tiers.directory.empty();
+  if (fault.kind_case() != v1::Fault::kRefuseAllocations && has_tiers) {
+    // What calls that have ended still read would meet it as well.
+    EngineTestPeer::WaitUntilAdmitted(*engine_);
+    EngineTestPeer::Faults(*engine_).Clear();
+  } else if (fault.has_device() || fault.has_empty_cache()) {
+    return absl::InvalidArgumentError("fault: only an engine with tiers has a device and a cache");
+  }
+  if (fault.has_empty_cache()) {
+    EngineTestPeer::EmptyCache(*engine_);
+    return absl::OkStatus();
+  }
+  if (!fault.has_device()) {
+    const auto& refuse = fault.refuse_allocations();
+    EngineTestPeer::FailAllocations(*engine_, static_cast<int64_t>(refuse.after()),
+                                    static_cast<int64_t>(refuse.count()));
+    return absl::OkStatus();
+  }
+  using Site = BackingFaults::Site;
+  using Kind = BackingFaults::Fault;
+  const v1::Fault::Device& device = fault.device();
+  const auto plant = [&](Site site, Kind kind) {
+    EngineTestPeer::Faults(*engine_).Plant(site, kind, static_cast<int64_t>(device.after()),
+                                           static_cast<int64_t>(device.count()),
+                                           std::chrono::milliseconds(device.delay_ms()));
+    return absl::OkStatus();
+  };
+  switch (device.kind()) {
+    case v1::Fault::Device::READ_ERROR:
+      return plant(Site::kComplete, Kind::kIoError);
+    case v1::Fault::Device::CORRUPT_BLOCK:
+      return plant(Site::kComplete, Kind::kCorrupt);
+    case v1::Fault::Device::SLOW_READ:
+      return plant(Site::kComplete, Kind::kDelay);
+    case v1::Fault::Device::WRITE_ERROR:
+      return plant(Site::kWrite, Kind::kIoError);
+    case v1::Fault::Device::DISK_FULL:
+      return plant(Site::kAllocate, Kind::kDiskFull);
+    default:
+      return absl::InvalidArgumentError("fault.device.kind must be given");
   }
 }
 

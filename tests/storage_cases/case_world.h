@@ -69,6 +69,7 @@ class CaseWorld {
 
   // NOT_FOUND for a name that nothing has, as a step of the group that should have given it failed.
   absl::Status CheckNames(const v1::Step& step) const;
+  absl::Status PlantFault(const v1::Fault& fault);
   absl::Status OpenTenant(const v1::Step& step);
   absl::Status Create(const v1::Step& step);
   absl::Status Append(const std::string& name, const v1::Append& append);

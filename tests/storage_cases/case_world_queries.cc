@@ -57,6 +57,9 @@ AttendOptions OptionsOf(const v1::Query& query) {
     default:
       break;
   }
+  if (query.has_miss_deadline_ms()) {
+    options.miss_deadline = absl::Milliseconds(query.miss_deadline_ms());
+  }
   return options;
 }
 
@@ -133,6 +136,8 @@ absl::StatusOr<QueryAnswer> CaseWorld::QueryLayer(const Plan& plan, const std::s
   numbers.attend.tokens_exact += stats.tokens_exact;
   numbers.attend.bytes_dense += stats.bytes_dense;
   numbers.attend.bytes_read += stats.bytes_read;
+  numbers.attend.blocks_missed += stats.blocks_missed;
+  numbers.attend.tokens_degraded += stats.tokens_degraded;
   numbers.retrieved_tokens += stats.tokens_retrieved;
   return answer;
 }

@@ -346,11 +346,12 @@ absl::Status Engine::WaitForBuilds(const Sequence& sequence, absl::Duration time
                     absl::FormatDuration(timeout)));
   }
   if (num_unsealable > 0) {
-    return absl::ResourceExhaustedError(
-        fmt::format("sequence {}: {} segments could not be sealed for want of memory and stay "
-                    "exact; host memory: available {} bytes in the arena, quota {}, used {}",
-                    stored.id(), num_unsealable, impl_->context->arena->free_bytes(),
-                    stored.account().quota_bytes(), stored.account().used_bytes()));
+    return absl::ResourceExhaustedError(fmt::format(
+        "sequence {}: {} segments could not be sealed for want of memory or of room in the "
+        "backing file, and stay exact; host memory: available {} bytes in the arena, quota {}, "
+        "used {}",
+        stored.id(), num_unsealable, impl_->context->arena->free_bytes(),
+        stored.account().quota_bytes(), stored.account().used_bytes()));
   }
   return absl::OkStatus();
 }

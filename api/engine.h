@@ -189,7 +189,8 @@ class WAVEKV_EXPORT Engine {
   absl::Status BuildSegments(const Sequence& sequence);
 
   // Waits until no segment of the sequence is pending. RESOURCE_EXHAUSTED when one could not be
-  // sealed for want of memory (its tokens stay exact); DEADLINE_EXCEEDED after `timeout`.
+  // sealed for want of memory or of the backing file (its tokens stay exact); DEADLINE_EXCEEDED
+  // after `timeout`.
   absl::Status WaitForBuilds(const Sequence& sequence,
                              absl::Duration timeout = absl::InfiniteDuration());
 

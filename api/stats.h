@@ -72,9 +72,9 @@ struct EngineStats {
   int64_t segments_sealed = 0;        // live
   int64_t segments_pending = 0;       // to be sealed, or runs to be merged: queued or in work
   int64_t segments_sealed_total = 0;  // ever
-  int64_t seal_failures_total = 0;    // for want of memory; such tokens stay exact
+  int64_t seal_failures_total = 0;    // for want of memory or file; such tokens stay exact
   int64_t segment_merges_total = 0;   // runs of small segments replaced by one
-  int64_t merge_failures_total = 0;   // for want of memory; the small segments stay
+  int64_t merge_failures_total = 0;   // for want of memory or file; the small segments stay
   double build_seconds_total = 0.0;   // of sealing and merging
 
   int64_t appended_tokens_total = 0;  // per layer

@@ -43,7 +43,10 @@ absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(const SlotMemoryO
                     options.num_slots, options.slot_bytes));
   }
   int64_t bytes = 0;
-  const int64_t limit = MemoryLimit(options.limit_path);
+  const int64_t limit = options.limit_path != nullptr
+                            ? MemoryLimit(options.limit_path)
+                            : std::min(MemoryLimit("/sys/fs/cgroup/memory.max"),
+                                       MemoryLimit("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
   if (__builtin_mul_overflow(options.num_slots, options.slot_bytes, &bytes) || bytes > limit) {
     return absl::ResourceExhaustedError(
         fmt::format("{} slots of {} bytes are more than the {} bytes that the process may have",

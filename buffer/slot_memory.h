@@ -15,8 +15,9 @@ struct SlotMemoryOptions {
   // Threads that touch every page at creation, so that no step meets a page fault; 0: pages are
   // touched as they are used.
   int prefault_threads = 0;
-  // For tests: the file that says how much memory this process may have ("max": no limit).
-  const char* limit_path = "/sys/fs/cgroup/memory.max";
+  // For tests: the file that says how much memory this process may have ("max": no limit). nullptr:
+  // that of its control group, version 1 or 2.
+  const char* limit_path = nullptr;
 };
 
 // Slots of one size, mapped at once: the bytes of the fast tier. In huge pages where the system has

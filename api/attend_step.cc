@@ -31,7 +31,7 @@ BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
 
 AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
                        Executor& executor, AttendWorkspace& workspace, StepObserver& observer,
-                       int layer, BlockFetch* fetch)
+                       int layer, BlockFetch* fetch, BlockReader::TimePoint deadline)
     : model_(model),
       options_(options),
       backend_(backend),
@@ -41,7 +41,7 @@ AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Bac
       layer_(layer),
       group_(model.gqa_group_size()),
       kv_bytes_(model.key_row_bytes() + model.value_row_bytes()),
-      deadline_(DeadlineAfter(options.miss_deadline)) {
+      deadline_(deadline) {
   ws_.rows.Begin(fetch);
   for (const SequenceView& view : ws_.views) num_rows_ += view.num_rows;
 }

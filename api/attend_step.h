@@ -186,7 +186,7 @@ class AttendStep {
   // `fetch`: reads the tiers of sealed rows, where there are any; nullptr: see StepRows::Begin.
   AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
              Executor& executor, AttendWorkspace& workspace, StepObserver& observer, int layer,
-             BlockFetch* fetch);
+             BlockFetch* fetch, BlockReader::TimePoint deadline);
 
   // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
   absl::Status LoadQueries(const TensorView& queries);

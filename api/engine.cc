@@ -394,9 +394,10 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   }
   AttendStats stats;
   {
-    const StepFetch fetch(impl_->AcquireFetch(state, layer), state.workspace.views);
+    const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
+    const StepFetch fetch(impl_->AcquireFetch(state, layer, deadline), state.workspace.views);
     AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
-                    observer, layer, fetch.get());
+                    observer, layer, fetch.get(), deadline);
     WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
     WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
     WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
@@ -436,9 +437,13 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
     const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
-  const StepFetch fetch(impl_->AcquireFetch(state, layer), state.workspace.views);
+  // Rows are read only to measure errors.
+  const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
+  const bool reads = state.options.target_error > 0.0;
+  const StepFetch fetch(reads ? impl_->AcquireFetch(state, layer, deadline) : FetchLease(),
+                        state.workspace.views);
   AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
-                  *impl_->observer, layer, fetch.get());
+                  *impl_->observer, layer, fetch.get(), deadline);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();
 }

@@ -26,6 +26,8 @@
 //   FAILED_PRECONDITION layers of a sequence differ in length where they must not
 //   ABORTED             a second writer; retry
 //   DEADLINE_EXCEEDED   a bounded wait ended
+//   UNAVAILABLE         with TierOptions: the device of the file reports an error; retry
+//   DATA_LOSS           with TierOptions: rows came back damaged
 //   UNIMPLEMENTED       a device or stream this build does not have
 #ifndef WAVEKV_API_ENGINE_H_
 #define WAVEKV_API_ENGINE_H_
@@ -104,7 +106,8 @@ class WAVEKV_EXPORT Tenant {
   // them.
   absl::Status Remove(const Sequence& sequence) const;
 
-  // A quota below what is in use stops growth; it removes nothing by itself.
+  // A quota below what is in use stops growth; it removes nothing by itself, but for copies in the
+  // cache. RESOURCE_EXHAUSTED when the floors of all tenants exceed the cache.
   absl::Status SetQuota(const TenantQuota& quota) const;
   absl::StatusOr<TenantStats> stats() const;
 
@@ -155,8 +158,9 @@ struct RetrievedTokens {
 class WAVEKV_EXPORT Engine {
  public:
   // Reserves the arena and starts the threads. INVALID_ARGUMENT as ValidateEngineOptions;
-  // RESOURCE_EXHAUSTED when the arena cannot be had; UNIMPLEMENTED or UNAVAILABLE for a device that
-  // this build or machine lacks.
+  // RESOURCE_EXHAUSTED when arena, cache or threads cannot be had; UNIMPLEMENTED or UNAVAILABLE for
+  // a device that this build or machine lacks. With TierOptions also INVALID_ARGUMENT for a cache
+  // that is too small for one step, and what the system says of the directory (NOT_FOUND, ..).
   static absl::StatusOr<std::unique_ptr<Engine>> Open(const EngineOptions& options);
 
   // Waits for running builds. Handles may outlive the engine and answer NOT_FOUND then.
@@ -164,7 +168,8 @@ class WAVEKV_EXPORT Engine {
 
   const EngineOptions& options() const;
 
-  // id: 1..128 bytes, opaque. ALREADY_EXISTS when it is open.
+  // id: 1..128 bytes, opaque. ALREADY_EXISTS when it is open; RESOURCE_EXHAUSTED when the floors of
+  // all tenants would exceed the cache.
   absl::StatusOr<Tenant> OpenTenant(absl::string_view id);
   absl::StatusOr<Tenant> OpenTenant(absl::string_view id, const TenantQuota& quota);
 

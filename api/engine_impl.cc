@@ -187,11 +187,17 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
   return absl::OkStatus();
 }
 
-FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer) {
+FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer, BlockReader::TimePoint deadline) {
   if (row_tiers == nullptr) return {};
+  const auto has_sealed = [](const SequenceView& view) {
+    return std::any_of(view.pins.begin(), view.pins.end(),
+                       [](const Segment::Pin& pin) { return pin.sealed != nullptr; });
+  };
+  const auto& views = plan.workspace.views;
+  if (std::none_of(views.begin(), views.end(), has_sealed)) return {};
   if (plan.step == 0 || layer <= plan.last_layer) plan.step = next_step.fetch_add(1);
   plan.last_layer = layer;
-  return row_tiers->Acquire(plan.step, DeadlineAfter(plan.options.miss_deadline));
+  return row_tiers->Acquire(plan.step, deadline);
 }
 
 absl::Status Engine::Impl::PinStep(PlanState& plan, int layer) const {

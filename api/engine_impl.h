@@ -92,7 +92,7 @@ struct Engine::Impl {
   // What the plan's call reads tiers with; nothing when there are none, or when others are using
   // all there is until miss_deadline is over. A layer that does not follow the last one begins a
   // new step.
-  FetchLease AcquireFetch(PlanState& plan, int layer);
+  FetchLease AcquireFetch(PlanState& plan, int layer, BlockReader::TimePoint deadline);
 
   // Pins the layer of the plan's sequences in its workspace; NOT_FOUND when one has been removed.
   absl::Status PinStep(PlanState& plan, int layer) const;

@@ -125,7 +125,7 @@ absl::Status ValidateQuota(const char* field, const TenantQuota& quota) {
   return absl::OkStatus();
 }
 
-absl::Status ValidateTiers(const TierOptions& tiers) {
+absl::Status ValidateTiers(const TierOptions& tiers, const IndexOptions& index) {
   constexpr int64_t kMost = int64_t{1} << 60;
   WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.backing_bytes", tiers.backing_bytes, 0, kMost));
   if (tiers.directory.empty() && tiers.cache_bytes != 0) {
@@ -135,7 +135,7 @@ absl::Status ValidateTiers(const TierOptions& tiers) {
   WAVEKV_RETURN_IF_ERROR(
       CheckRange("tiers.cache_bytes", tiers.cache_bytes, tiers.directory.empty() ? 0 : 1, kMost));
   WAVEKV_RETURN_IF_ERROR(
-      CheckRange("tiers.block_tokens", tiers.block_tokens, 0, kSegmentTokensMax));
+      CheckRange("tiers.block_tokens", tiers.block_tokens, 0, index.update_tokens));
   WAVEKV_RETURN_IF_ERROR(CheckRange("tiers.prefault_threads", tiers.prefault_threads, 0, 4096));
   if (tiers.replacement != "lru" && tiers.replacement != "slru" && tiers.replacement != "s3fifo") {
     return Invalid("tiers.replacement must be lru, slru or s3fifo, got \"{}\"", tiers.replacement);
@@ -158,7 +158,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateIndex(options.index));
   WAVEKV_RETURN_IF_ERROR(CheckRange("arena_bytes", options.arena_bytes, Arena::kBlockBytes,
                                     std::numeric_limits<int64_t>::max()));
-  WAVEKV_RETURN_IF_ERROR(ValidateTiers(options.tiers));
+  WAVEKV_RETURN_IF_ERROR(ValidateTiers(options.tiers, options.index));
   WAVEKV_RETURN_IF_ERROR(CheckRange("worker_threads", options.worker_threads, 0, 4096));
   WAVEKV_RETURN_IF_ERROR(CheckRange("build_threads", options.build_threads, 1, 4096));
   if (options.device != Device::kCpu && options.device != Device::kCuda) {

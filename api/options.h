@@ -68,8 +68,8 @@ struct TierOptions {
   // DRAM for copies of rows: most for those that are kept, a sixty-fourth or what steps need at
   // once for those that are being read. Reserved at Open, never exceeded.
   int64_t cache_bytes = 0;
-  // Tokens of a block, the unit of reading and caching; 0: as many as fit 2 KiB, which is 4 for
-  // head_dim 128 in 16 bits.
+  // Tokens of a block, the unit of reading and caching, at most index.update_tokens; 0: as many as
+  // fit 2 KiB, which is 4 for head_dim 128 in 16 bits.
   int64_t block_tokens = 0;
   std::string replacement = "lru";  // or "slru", "s3fifo"
   int prefault_threads = 0;         // that touch the cache's pages at Open; 0: steps do
@@ -165,10 +165,11 @@ struct AttendOptions {
   MassEstimate mass = MassEstimate::kSecondOrder;
   // With TierOptions: how long the call waits for rows. Those that have not come by then, or cannot
   // be read, are answered from their cluster's statistics, as if they had not been chosen, and
-  // counted in AttendStats::tokens_degraded. DEADLINE_EXCEEDED when they are to be attended exactly
-  // (Budget::All, or a row that sees part of a sealed segment). Infinite: all rows are waited for,
-  // so that results do not depend on the device, and a failed read fails the call with UNAVAILABLE
-  // or DATA_LOSS.
+  // counted in AttendStats::tokens_degraded. Where they are to be attended exactly (Budget::All, or
+  // a row that sees part of a sealed segment) late ones are DEADLINE_EXCEEDED, and those that
+  // cannot be read UNAVAILABLE or DATA_LOSS. Few calls read at a time (docs/wave_buffer.md); one
+  // that gets no turn by then finds no row. Infinite: all rows are waited for, so that results do
+  // not depend on the device, and a failed read fails the call.
   absl::Duration miss_deadline = absl::InfiniteDuration();
   LseBase lse_base = LseBase::kE;
   // Row r of the n rows of a sequence sees all but its last n - 1 - r tokens; false: all tokens.

@@ -15,7 +15,8 @@ struct AttendStats {
   int64_t tokens_retrieved = 0;  // of these, in the retrieval zone
   int64_t tokens_sketched = 0;   // whose codes were read, the retrieved ones among them
   int64_t tokens_estimated = 0;  // answered from codes and cluster statistics
-  int64_t tokens_degraded = 0;   // of these, chosen to be read, but not there by miss_deadline
+  int64_t tokens_degraded =
+      0;  // of these, chosen to be read, but late or unreadable (miss_deadline)
   int64_t clusters_scored = 0;
   int64_t clusters_retrieved = 0;
   int64_t bytes_dense = 0;  // K and V bytes exact attention would read

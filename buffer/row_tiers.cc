@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "buffer/checksum.h"
@@ -69,7 +70,12 @@ absl::StatusOr<std::shared_ptr<RowTiers>> RowTiers::Create(const RowTiersOptions
     tiers->fetches_.emplace_back(new BlockFetch(*tiers, memory, std::move(reader)));
     tiers->free_.push_back(tiers->fetches_.back().get());
   }
-  tiers->admissions_ = std::thread([raw = tiers.get()] { raw->RunAdmissions(); });
+  try {
+    tiers->admissions_ = std::thread([raw = tiers.get()] { raw->RunAdmissions(); });
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        fmt::format("no thread for the block cache: {}", error.what()));
+  }
   tiers->open_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return tiers;
@@ -98,6 +104,16 @@ void RowTiers::Release() {
 void RowTiers::RemoveTenant(BlockCache::TenantId id) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (cache_ != nullptr) cache_->RemoveTenant(id);
+}
+
+absl::Status RowTiers::SetShare(BlockCache::TenantId id, const CacheShare& share) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return cache_ == nullptr ? absl::OkStatus() : cache_->SetShare(id, share);
+}
+
+CacheTenantStats RowTiers::CacheStats(BlockCache::TenantId id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return cache_ == nullptr ? CacheTenantStats() : cache_->stats(id);
 }
 
 absl::StatusOr<std::shared_ptr<TenantRowTier>> RowTiers::AddTenant(const RowQuota& quota) {
@@ -140,12 +156,22 @@ void RowTiers::RunAdmissions() {
     if (to_admit_.empty()) return;
     BlockFetch* const fetch = to_admit_.front();
     to_admit_.pop_front();
+    is_admitting_ = true;
     lock.unlock();
     fetch->AdmitAll();
     lock.lock();
+    is_admitting_ = false;
     free_.push_back(fetch);
     idle_.notify_all();
   }
+}
+
+bool RowTiers::AwaitAdmissions() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const auto none = [this] { return to_admit_.empty() && !is_admitting_; };
+  if (none()) return false;
+  idle_.wait(lock, none);
+  return true;
 }
 
 void RowTiers::WaitUntilAdmitted() {
@@ -178,7 +204,7 @@ TenantRowTier::~TenantRowTier() { tiers_->RemoveTenant(id_); }
 
 absl::Status TenantRowTier::SetQuota(const RowQuota& quota) {
   std::lock_guard<std::mutex> lock(mutex_);
-  WAVEKV_RETURN_IF_ERROR(tiers_->cache_->SetShare(id_, ToShare(quota, tiers_->shape_.bytes)));
+  WAVEKV_RETURN_IF_ERROR(tiers_->SetShare(id_, ToShare(quota, tiers_->shape_.bytes)));
   quota_ = quota;
   return absl::OkStatus();
 }
@@ -188,7 +214,9 @@ RowQuota TenantRowTier::quota() const {
   return quota_;
 }
 
-CacheTenantStats TenantRowTier::cache_stats() const { return tiers_->cache_->stats(id_); }
+CacheTenantStats TenantRowTier::cache_stats() const { return tiers_->CacheStats(id_); }
+
+bool TenantRowTier::AwaitReleases() { return tiers_->AwaitAdmissions(); }
 
 int64_t TenantRowTier::slot_bytes() const { return tiers_->shape_.bytes; }
 

@@ -62,6 +62,7 @@ class TenantRowTier : public RowTier, public std::enable_shared_from_this<Tenant
 
   absl::StatusOr<std::unique_ptr<const SealedRows>> Store(const ClusterIndex& index) override;
   absl::Status SetQuota(const RowQuota& quota) override;
+  bool AwaitReleases() override;
 
   BlockCache::TenantId id() const { return id_; }
   RowQuota quota() const;
@@ -130,6 +131,10 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   void RunAdmissions();
   void TakeBack(BlockFetch* fetch);
   void RemoveTenant(BlockCache::TenantId id);
+  absl::Status SetShare(BlockCache::TenantId id, const CacheShare& share);
+  CacheTenantStats CacheStats(BlockCache::TenantId id);
+  // Waits for what calls that have ended leave behind; false when that was nothing.
+  bool AwaitAdmissions();
 
   BlockShape shape_;
   std::unique_ptr<BackingFile> file_;
@@ -151,6 +156,7 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   // Guarded by mutex_.
   std::vector<BlockFetch*> free_;
   std::deque<BlockFetch*> to_admit_;
+  bool is_admitting_ = false;
   bool stop_ = false;
   std::thread admissions_;
 };

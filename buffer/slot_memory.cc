@@ -13,6 +13,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -93,13 +94,18 @@ void SlotMemory::Interleave() {
 void SlotMemory::Prefault(int num_threads) const {
   std::vector<std::thread> threads;
   const int64_t num_pages = (bytes() + kPageBytes - 1) / kPageBytes;
-  for (int t = 0; t < num_threads; ++t) {
-    threads.emplace_back([=, this] {
-      const int64_t end = num_pages * (t + 1) / num_threads;
-      for (int64_t page = num_pages * t / num_threads; page < end; ++page) {
-        *reinterpret_cast<volatile char*>(base_ + page * kPageBytes) = 0;
-      }
-    });
+  const auto touch = [=, this](int part) {
+    const int64_t end = num_pages * (part + 1) / num_threads;
+    for (int64_t page = num_pages * part / num_threads; page < end; ++page) {
+      *reinterpret_cast<volatile char*>(base_ + page * kPageBytes) = 0;
+    }
+  };
+  for (int part = 0; part < num_threads; ++part) {
+    try {
+      threads.emplace_back(touch, part);
+    } catch (const std::system_error&) {
+      touch(part);  // no more threads can be had
+    }
   }
   for (std::thread& thread : threads) thread.join();
 }

@@ -64,11 +64,14 @@ absl::Status TieredRows::Copy(std::byte* keys, std::byte* values) const {
       std::aligned_alloc(FileExtents::kAlignmentBytes, FileExtents::RoundUp(batch * shape.bytes)),
       &std::free);
   if (memory == nullptr) {
-    return absl::ResourceExhaustedError(
+    return absl::UnavailableError(
         fmt::format("backing file: no memory to read {} bytes", batch * shape.bytes));
   }
   auto* const buffer = static_cast<std::byte*>(memory.get());
-  WAVEKV_ASSIGN_OR_RETURN(const std::unique_ptr<BlockReader> reader, tiers.file_->NewReader());
+  // Whatever is short, evicting sequences would not help: not RESOURCE_EXHAUSTED.
+  const absl::StatusOr<std::unique_ptr<BlockReader>> opened = tiers.file_->NewReader();
+  if (!opened.ok()) return absl::UnavailableError(opened.status().message());
+  BlockReader* const reader = opened->get();
   std::vector<BlockRead> reads;
   std::vector<BlockCompletion> completions(batch);
   for (int64_t first = 0; first < num_blocks(); first += batch) {
@@ -84,7 +87,8 @@ absl::Status TieredRows::Copy(std::byte* keys, std::byte* values) const {
     for (int64_t i = 0; i < ended; ++i) {
       if (completions[i].status.ok()) continue;
       tiers.read_failures_.fetch_add(1, std::memory_order_relaxed);
-      return completions[i].status;
+      const absl::Status& status = completions[i].status;
+      return absl::IsDataLoss(status) ? status : absl::UnavailableError(status.message());
     }
     tiers.bytes_read_.fetch_add(count * shape.bytes, std::memory_order_relaxed);
     for (int64_t i = 0; i < count; ++i) {

@@ -44,6 +44,9 @@ class RowTier {
 
   // RESOURCE_EXHAUSTED, and no change, when the floors of all tenants exceed the cache.
   virtual absl::Status SetQuota(const RowQuota& quota) = 0;
+
+  // Waits for segments that calls which have ended still hold; false when there are none.
+  virtual bool AwaitReleases() = 0;
 };
 
 }  // namespace wavekv

@@ -169,10 +169,12 @@ void TenantStore::Close() {
 }
 
 absl::Status TenantStore::SetQuota(const StoreQuota& quota) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  // A floor of a closed tenant would stay as long as its handles.
+  if (closed_) return absl::NotFoundError("tenant: no such tenant (never opened here, or closed)");
   if (seal_target_.row_tier != nullptr) {
     WAVEKV_RETURN_IF_ERROR(seal_target_.row_tier->SetQuota(quota.rows));
   }
-  std::lock_guard<std::mutex> lock(mutex_);
   quota_ = quota;
   seal_target_.account->SetQuota(quota.host_bytes);
   return absl::OkStatus();

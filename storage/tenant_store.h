@@ -139,6 +139,8 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   auto WithEviction(absl::Span<StoredSequence* const> keep,
                     absl::FunctionRef<absl::Status()> may_evict, Attempt attempt) {
     auto result = attempt();
+    // Bytes that are about to be freed may do.
+    if (IsExhausted(result) && AwaitReleases()) result = attempt();
     if (result.ok() || !IsExhausted(result)) return result;
     if (!evicts_own()) {
       NoteRefusal(result);
@@ -148,7 +150,10 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
       if (IsExhausted(status)) NoteRefusal(status);
       return decltype(result)(status);
     }
-    while (!result.ok() && IsExhausted(result) && EvictOne(keep)) result = attempt();
+    while (!result.ok() && IsExhausted(result) && EvictOne(keep)) {
+      AwaitReleases();
+      result = attempt();
+    }
     NoteRefusal(result);
     return result;
   }
@@ -198,6 +203,9 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   absl::Status CheckOwned(const std::shared_ptr<StoredSequence>& sequence) const;
   absl::StatusOr<std::shared_ptr<StoredSequence>> Insert(std::shared_ptr<StoredSequence> sequence);
   bool evicts_own() const;
+  bool AwaitReleases() const {
+    return seal_target_.row_tier != nullptr && seal_target_.row_tier->AwaitReleases();
+  }
   int64_t HeldBytes(absl::Span<StoredSequence* const> sequences) const;
   bool EvictOne(absl::Span<StoredSequence* const> keep);
 

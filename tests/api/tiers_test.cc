@@ -279,7 +279,7 @@ TEST(TiersTest, OpenSaysWhatIsWrongWithTheTiers) {
   // More than any machine has, in more slots than can be numbered, and in few.
   EngineOptions full = TieredOptions(int64_t{1} << 50);
   EXPECT_THAT(error_of(full), HasSubstr("num_slots must be at most"));
-  full.tiers.block_tokens = 1 << 16;
+  full.index.segment_tokens = full.index.update_tokens = full.tiers.block_tokens = 1 << 16;
   EXPECT_THAT(error_of(full), HasSubstr("RESOURCE_EXHAUSTED"));
 }
 

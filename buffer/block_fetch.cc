@@ -72,7 +72,6 @@ BlockFetch::Requested BlockFetch::Request(const TieredRows& rows, int64_t block,
   const auto known = by_block_.find({&rows, block});
   if (known != by_block_.end()) {
     Held& held = held_[known->second];
-    ++num_waiting_;
     if (held.state != State::kComing) {
       Tell(known->second, waiter);
       return Requested::kComes;
@@ -154,7 +153,6 @@ void BlockFetch::Tell(Buffer buffer, uint32_t waiter) {
   }
   Held& held = held_[buffer];
   ++held.num_users;
-  --num_waiting_;
   arrivals_.push_back(
       {waiter, buffer, held.state == State::kHere ? memory(buffer).data() : nullptr});
 }
@@ -205,7 +203,6 @@ void BlockFetch::End() {
   arrivals_returned_ = false;
   waiters_.clear();
   first_free_waiter_ = kNone;
-  num_waiting_ = 0;
   for (Held& held : held_) {
     held.num_users = 0;
     held.first_waiter = kNone;

@@ -68,8 +68,6 @@ class BlockFetch {
 
   // The first failure since the lease began; OK when there is none.
   const absl::Status& failure() const { return failure_; }
-  // Waiters that have not been told.
-  int64_t num_waiting() const { return num_waiting_; }
 
   // Lets go of all pinned blocks.
   void Unpin();
@@ -142,7 +140,6 @@ class BlockFetch {
   std::vector<BlockCache::Missed> missed_;
   std::vector<std::shared_ptr<const void>> owners_;
   absl::Status failure_;
-  int64_t num_waiting_ = 0;
 
   // Of lists that were unpinned.
   int64_t num_hits_ = 0;

@@ -181,7 +181,6 @@ void RowTiers::WaitUntilAdmitted() {
 
 RowTiersStats RowTiers::stats() const {
   RowTiersStats stats;
-  stats.cache_bytes = cache_->memory().bytes();
   stats.staging_bytes = staging_->bytes();
   stats.slots = cache_->memory().num_slots();
   stats.slots_free = cache_->num_free();

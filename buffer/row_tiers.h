@@ -41,7 +41,6 @@ struct RowTiersOptions {
 
 // Running totals, but for the gauges.
 struct RowTiersStats {
-  int64_t cache_bytes = 0;  // of slots
   int64_t staging_bytes = 0;
   int64_t slots = 0;
   int64_t slots_free = 0;     // gauge
@@ -112,7 +111,8 @@ class RowTiers : public std::enable_shared_from_this<RowTiers> {
   // And ends the thread that admits. REQUIRES: no lease is held, and none is acquired any more.
   void Stop();
   // Gives memory and file back although tenants are still referred to. REQUIRES: Stop() has
-  // returned, no rows are left, and nothing but destructors is called any more.
+  // returned, no rows are left, and only tenants' statistics, quotas and destructors are called any
+  // more.
   void Release();
 
   const BlockShape& shape() const { return shape_; }

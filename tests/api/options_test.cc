@@ -115,6 +115,12 @@ std::vector<BadOption> BadOptions() {
        [](auto& o) {
          o.tiers = {.directory = "/tmp", .cache_bytes = 1 << 20, .block_tokens = -1};
        }},
+      {"tiers.block_tokens", "got 2048",
+       [](auto& o) {
+         o.tiers = {.directory = "/tmp",
+                    .cache_bytes = 1 << 20,
+                    .block_tokens = 2 * o.index.update_tokens};
+       }},
       {"tiers.replacement", "got \"random\"",
        [](auto& o) {
          o.tiers = {.directory = "/tmp", .cache_bytes = 1 << 20, .replacement = "random"};

@@ -15,6 +15,7 @@
 namespace wavekv {
 namespace {
 
+using ::wavekv::testing::AddSequence;
 using ::wavekv::testing::AppendRandom;
 using ::wavekv::testing::Ask;
 using ::wavekv::testing::Fill;
@@ -181,6 +182,26 @@ TEST_P(TierDeadlineTest, ARowThatSeesPartOfASegmentNeedsItsRows) {
   ASSERT_TRUE(whole.ok()) << whole.status();
   EXPECT_EQ(whole->numbers, full->numbers);
   ExpectAudit(engine);
+}
+
+TEST(TierReleaseTest, NothingIsEvictedWhileReadsOfEndedCallsStillHoldBytes) {
+  TenantQuota quota;
+  quota.on_limit = TenantQuota::OnLimit::kEvictOwn;
+  const FilledEngine filled = Fill(TieredOptions(kCacheBytes), kTokens, quota);
+  Engine& engine = *filled.engine;
+  const Sequence other = AddSequence(engine, filled.tenant, 200, /*seed=*/2);
+  DelayReads(engine);
+  AttendOptions options;
+  options.miss_deadline = kDeadline;
+  ASSERT_TRUE(Ask(engine, filled.sequence, options).ok());
+  ASSERT_TRUE(filled.tenant.Remove(filled.sequence).ok());
+  // Full but for what those reads hold.
+  quota.host_bytes = filled.tenant.stats()->host_bytes_used;
+  ASSERT_TRUE(filled.tenant.SetQuota(quota).ok());
+  const Sequence next = *filled.tenant.CreateSequence();
+  EXPECT_TRUE(AppendRandom(engine, next, 100, /*seed=*/3).ok());
+  EXPECT_TRUE(other.valid());
+  EXPECT_EQ(filled.tenant.stats()->evicted_sequences_total, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Zones, TierDeadlineTest, ::testing::Values(0, 1, 2));

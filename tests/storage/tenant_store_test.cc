@@ -376,6 +376,13 @@ TEST_F(TenantStoreTest, ClosedTenantIsEmptyAndAnswersNotFound) {
   tenant->Close();
 }
 
+TEST_F(TenantStoreTest, AQuotaThatComesAfterCloseIsNotFound) {
+  const auto tenant = MakeTenant();
+  tenant->Close();
+  EXPECT_EQ(tenant->SetQuota({.rows = {.reserved_cache_bytes = 4096}}).code(),
+            absl::StatusCode::kNotFound);
+}
+
 TEST_F(TenantStoreTest, CloseWaitsForTheWriter) {
   const auto tenant = MakeTenant();
   const SequencePtr sequence = Create(*tenant);

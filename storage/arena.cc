@@ -1,12 +1,10 @@
 #include "storage/arena.h"
 
-#include <sys/mman.h>
-
-#include <cerrno>
-#include <cstring>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "fmt/format.h"
+#include "storage/status_macros.h"
 
 namespace wavekv {
 
@@ -16,23 +14,20 @@ absl::StatusOr<std::shared_ptr<Arena>> Arena::Create(int64_t bytes) {
     return absl::InvalidArgumentError(
         fmt::format("arena_bytes must be at least {}, got {}", kBlockBytes, bytes));
   }
-  void* base = mmap(nullptr, num_blocks * kBlockBytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        fmt::format("arena_bytes: cannot map {} bytes: {}", bytes, std::strerror(errno)));
-  }
-  // Random reads of cluster rows miss the TLB on small pages; where huge pages are off this is a
-  // no-op.
-  madvise(base, num_blocks * kBlockBytes, MADV_HUGEPAGE);
-  return std::shared_ptr<Arena>(new Arena(static_cast<std::byte*>(base), num_blocks));
+  WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ArenaMemory> memory, MapHostMemory(bytes));
+  return Create(std::move(memory));
 }
 
-Arena::Arena(std::byte* base, int64_t num_blocks) : base_(base), num_blocks_(num_blocks) {
-  InsertFreeRun(0, num_blocks);
+std::shared_ptr<Arena> Arena::Create(std::unique_ptr<ArenaMemory> memory) {
+  return std::shared_ptr<Arena>(new Arena(std::move(memory)));
 }
 
-Arena::~Arena() { munmap(base_, num_blocks_ * kBlockBytes); }
+Arena::Arena(std::unique_ptr<ArenaMemory> memory)
+    : memory_(std::move(memory)),
+      base_(memory_->data()),
+      num_blocks_(memory_->bytes() / kBlockBytes) {
+  InsertFreeRun(0, num_blocks_);
+}
 
 std::byte* Arena::Allocate(int64_t bytes) {
   const int64_t count = RoundUp(bytes) / kBlockBytes;
@@ -56,7 +51,7 @@ std::byte* Arena::Allocate(int64_t bytes) {
 
 void Arena::Free(std::byte* data, int64_t bytes) {
   const int64_t count = RoundUp(bytes) / kBlockBytes;
-  std::memset(data, 0, count * kBlockBytes);
+  memory_->Zero(data, count * kBlockBytes);
   std::lock_guard<std::mutex> lock(mutex_);
   used_blocks_ -= count;
   InsertFreeRun((data - base_) / kBlockBytes, count);
@@ -64,7 +59,9 @@ void Arena::Free(std::byte* data, int64_t bytes) {
 
 void Arena::ReleasePages() {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (used_blocks_ == 0) madvise(base_, num_blocks_ * kBlockBytes, MADV_DONTNEED);
+  if (used_blocks_ != 0 || !memory_->ReleasePages()) return;
+  free_by_first_.clear();
+  free_by_count_.clear();
 }
 
 void Arena::FailAllocations(int64_t after, int64_t count) {
@@ -76,10 +73,7 @@ void Arena::FailAllocations(int64_t after, int64_t count) {
 bool Arena::FreeBlocksAreZero() const {
   std::lock_guard<std::mutex> lock(mutex_);
   for (const auto& [first, count] : free_by_first_) {
-    const std::byte* const begin = base_ + first * kBlockBytes;
-    if (begin[0] != std::byte{0} || std::memcmp(begin, begin + 1, count * kBlockBytes - 1) != 0) {
-      return false;
-    }
+    if (!memory_->IsZero(base_ + first * kBlockBytes, count * kBlockBytes)) return false;
   }
   return true;
 }

@@ -11,12 +11,12 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
-#include "absl/types/span.h"
+#include "storage/arena_memory.h"
 
 namespace wavekv {
 
-// Hands out runs of consecutive blocks of a mapping that is made once. Blocks are one OS page, so a
-// run is aligned for vector loads and for direct I/O; adjacent free runs coalesce.
+// Hands out runs of consecutive blocks of a piece of memory that is reserved once. Blocks are one
+// OS page, so a run is aligned for vector loads and for direct I/O; adjacent free runs coalesce.
 //
 // Units: bytes; requests are rounded up to blocks.
 // Invariants: used_bytes() + free_bytes() == bytes(); a free block is all zeros.
@@ -27,7 +27,8 @@ class Arena {
 
   // RESOURCE_EXHAUSTED when the address space cannot be had; bytes >= kBlockBytes.
   static absl::StatusOr<std::shared_ptr<Arena>> Create(int64_t bytes);
-  ~Arena();
+  // Of whole blocks of this memory, at least one.
+  static std::shared_ptr<Arena> Create(std::unique_ptr<ArenaMemory> memory);
 
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -39,7 +40,8 @@ class Arena {
   void Free(std::byte* data, int64_t bytes);
 
   // Gives the memory back to the system if nothing is allocated: stale handles may keep the arena
-  // itself alive much longer than its engine.
+  // itself alive much longer than its engine. Where that takes the addresses with it nothing is
+  // allocated any more.
   void ReleasePages();
 
   // For tests. After `after` more allocations, the next `count` find no room.
@@ -47,10 +49,7 @@ class Arena {
   // For tests. Reads all free blocks.
   bool FreeBlocksAreZero() const;
 
-  // For tests.
-  absl::Span<std::byte> memory() const {
-    return absl::MakeSpan(base_, static_cast<size_t>(bytes()));
-  }
+  ArenaMemory& memory() const { return *memory_; }
 
   int64_t bytes() const { return num_blocks_ * kBlockBytes; }
   int64_t used_bytes() const;
@@ -62,10 +61,11 @@ class Arena {
   }
 
  private:
-  Arena(std::byte* base, int64_t num_blocks);
+  explicit Arena(std::unique_ptr<ArenaMemory> memory);
 
   void InsertFreeRun(int64_t first, int64_t count);
 
+  const std::unique_ptr<ArenaMemory> memory_;
   std::byte* const base_;
   const int64_t num_blocks_;
 

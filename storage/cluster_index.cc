@@ -72,8 +72,7 @@ int64_t ClusterIndexBytes(const ClusterIndexShape& shape) { return Layout(shape)
 
 int64_t ClusterIndexOverheadBytes(const ClusterIndexShape& shape) { return Layout(shape).rows; }
 
-MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
-                                       int64_t position_begin) {
+ClusterIndexHeader HeaderOf(const ClusterIndexShape& shape, int64_t position_begin) {
   ClusterIndexHeader header;
   header.kv_dtype = shape.kv.dtype;
   header.statistics = shape.statistics;
@@ -84,8 +83,18 @@ MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShap
   header.num_supers = static_cast<uint16_t>(shape.num_supers);
   header.code_bits = static_cast<uint16_t>(shape.code_bits);
   header.position_begin = position_begin;
-  std::memcpy(extent, &header, sizeof(header));
+  return header;
+}
 
+MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
+                                       int64_t position_begin) {
+  const ClusterIndexHeader header = HeaderOf(shape, position_begin);
+  std::memcpy(extent, &header, sizeof(header));
+  return LocateClusterIndex(extent, shape, position_begin);
+}
+
+MutableClusterIndex LocateClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
+                                       int64_t position_begin) {
   const Sections at = Layout(shape);
   const auto floats = [extent](int64_t offset) {
     return reinterpret_cast<float*>(extent + offset);
@@ -128,6 +137,10 @@ MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShap
   index.positions = shorts(at.positions);
   index.rows = extent + at.rows;
   return index;
+}
+
+const std::byte* ExtentOf(const ClusterIndex& index) {
+  return reinterpret_cast<const std::byte*>(index.offsets) - AlignUp(sizeof(ClusterIndexHeader));
 }
 
 ClusterIndex ReadOnly(const MutableClusterIndex& index) {

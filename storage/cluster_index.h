@@ -100,8 +100,8 @@ struct BasicStatisticsRows {
   Float* scales = nullptr;  // nullptr for fp32
   int64_t row_bytes = 0;
 
-  Byte* row(int64_t i) const { return rows + i * row_bytes; }
-  float scale(int64_t i) const { return scales == nullptr ? 1.0f : scales[i]; }
+  constexpr Byte* row(int64_t i) const { return rows + i * row_bytes; }
+  constexpr float scale(int64_t i) const { return scales == nullptr ? 1.0f : scales[i]; }
 };
 using StatisticsRows = BasicStatisticsRows<const std::byte, const float>;
 using MutableStatisticsRows = BasicStatisticsRows<std::byte, float>;
@@ -140,27 +140,31 @@ struct BasicClusterIndex {
   Ptr<uint16_t> positions = nullptr;
   Ptr<std::byte> rows = nullptr;
 
-  int64_t key_row_bytes() const { return shape.head_dim_k * DTypeBytes(shape.dtype); }
-  int64_t value_row_bytes() const { return shape.head_dim_v * DTypeBytes(shape.dtype); }
-  int64_t cluster_size(int64_t cluster) const { return offsets[cluster + 1] - offsets[cluster]; }
+  constexpr int64_t key_row_bytes() const { return shape.head_dim_k * DTypeBytes(shape.dtype); }
+  constexpr int64_t value_row_bytes() const { return shape.head_dim_v * DTypeBytes(shape.dtype); }
+  constexpr int64_t cluster_size(int64_t cluster) const {
+    return offsets[cluster + 1] - offsets[cluster];
+  }
   // Tokens of a super-cluster.
-  int64_t super_size(int64_t super) const {
+  constexpr int64_t super_size(int64_t super) const {
     return offsets[super_offsets[super + 1]] - offsets[super_offsets[super]];
   }
-  ClusterIndexShape full_shape() const {
+  constexpr ClusterIndexShape full_shape() const {
     return {shape, statistics, code_bits, num_clusters, num_supers, num_tokens};
   }
-  int64_t code_words() const { return code_bits * CodeWords(shape.head_dim_k); }  // of a token
+  constexpr int64_t code_words() const {
+    return code_bits * CodeWords(shape.head_dim_k);
+  }  // of a token
 
   // First byte of the cluster's K rows and of its V rows.
-  Ptr<std::byte> cluster_keys(int64_t cluster) const {
+  constexpr Ptr<std::byte> cluster_keys(int64_t cluster) const {
     return rows + offsets[cluster] * (key_row_bytes() + value_row_bytes());
   }
-  Ptr<std::byte> cluster_values(int64_t cluster) const {
+  constexpr Ptr<std::byte> cluster_values(int64_t cluster) const {
     return cluster_keys(cluster) + cluster_size(cluster) * key_row_bytes();
   }
 
-  KvRange cluster_range(int64_t cluster) const {
+  constexpr KvRange cluster_range(int64_t cluster) const {
     return {cluster_keys(cluster), cluster_values(cluster), cluster_size(cluster), position_begin,
             positions + offsets[cluster]};
   }
@@ -173,10 +177,23 @@ using MutableClusterIndex = BasicClusterIndex<true>;
 int64_t ClusterIndexBytes(const ClusterIndexShape& shape);
 int64_t ClusterIndexOverheadBytes(const ClusterIndexShape& shape);
 
+// On a GPU the extent of an index begins with a copy of its ClusterIndex, for kernels.
+inline constexpr int64_t kIndexRecordBytes = 512;
+static_assert(sizeof(ClusterIndex) <= kIndexRecordBytes);
+
 // Writes the header into `extent` (64-byte aligned, ClusterIndexBytes() long) and returns pointers
 // to its sections, whose contents the caller fills in.
 MutableClusterIndex FormatClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
                                        int64_t position_begin);
+
+// The same in two halves, for memory that only a device can write: what to write first, and where
+// the sections lie.
+ClusterIndexHeader HeaderOf(const ClusterIndexShape& shape, int64_t position_begin);
+MutableClusterIndex LocateClusterIndex(std::byte* extent, const ClusterIndexShape& shape,
+                                       int64_t position_begin);
+
+// Where the extent of an index begins.
+const std::byte* ExtentOf(const ClusterIndex& index);
 
 // The same index for readers.
 ClusterIndex ReadOnly(const MutableClusterIndex& index);

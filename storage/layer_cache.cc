@@ -12,10 +12,11 @@ namespace {
 
 int64_t NumChunks(int64_t num_tokens) { return (num_tokens + kChunkTokens - 1) / kChunkTokens; }
 
-void CopyRows(const ModelSpec& model, const RowChunk& from, RowChunk& to, int64_t count) {
+void CopyRows(const ModelSpec& model, ArenaMemory& memory, const RowChunk& from, RowChunk& to,
+              int64_t count) {
   for (int head = 0; head < model.num_kv_heads; ++head) {
-    std::memcpy(to.keys(head, 0), from.keys(head, 0), count * model.key_row_bytes());
-    std::memcpy(to.values(head, 0), from.values(head, 0), count * model.value_row_bytes());
+    memory.Copy(to.keys(head, 0), from.keys(head, 0), count * model.key_row_bytes());
+    memory.Copy(to.values(head, 0), from.values(head, 0), count * model.value_row_bytes());
   }
 }
 
@@ -70,7 +71,7 @@ absl::StatusOr<RowSlice> LayerCache::PrepareSlice(MemoryAccount& account, int64_
                           RowChunk::Create(account, model_, capacity, position - slice.row));
   slice.chunk->Claim(0, slice.row + slice.count);
   if (last != nullptr) {
-    CopyRows(model_, *last, *slice.chunk, slice.row);
+    CopyRows(model_, account.memory(), *last, *slice.chunk, slice.row);
     slice.place = RowSlice::Place::kReplace;
   }
   return slice;
@@ -230,7 +231,16 @@ absl::StatusOr<RowChunks> LayerCache::Unseal(MemoryAccount& account, const Segme
   }
   const int64_t key_bytes = model_.key_row_bytes();
   const int64_t value_bytes = model_.value_row_bytes();
+  std::vector<std::byte*> first_rows;
+  for (const auto& chunk : chunks) first_rows.push_back(chunk->keys(0, 0));
   for (int head = 0; head < model_.num_kv_heads; ++head) {
+    const SealedHead& sealed_head = sealed.heads[head];
+    if (sealed_head.rows == nullptr) {
+      WAVEKV_RETURN_IF_ERROR(
+          account.memory().Unseal(sealed_head.index, num_tokens, first_rows, kChunkTokens,
+                                  head * kChunkTokens * (key_bytes + value_bytes)));
+      continue;
+    }
     const auto copy = [&](int64_t token, const std::byte* key, const std::byte* value) {
       if (token >= num_tokens) return;
       const RowChunk& chunk = *chunks[token / kChunkTokens];
@@ -238,7 +248,7 @@ absl::StatusOr<RowChunks> LayerCache::Unseal(MemoryAccount& account, const Segme
       std::memcpy(chunk.keys(head, row), key, key_bytes);
       std::memcpy(chunk.values(head, row), value, value_bytes);
     };
-    WAVEKV_RETURN_IF_ERROR(ForEachRow(sealed.heads[head], copy));
+    WAVEKV_RETURN_IF_ERROR(ForEachRow(sealed_head, copy));
   }
   return chunks;
 }

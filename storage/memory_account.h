@@ -51,6 +51,8 @@ class MemoryAccount : public std::enable_shared_from_this<MemoryAccount> {
   // RESOURCE_EXHAUSTED saying which limit was met, with requested, available and quota bytes.
   absl::StatusOr<Extent> Allocate(int64_t bytes);
 
+  ArenaMemory& memory() const { return arena_->memory(); }
+
   void SetQuota(int64_t quota_bytes);
   int64_t quota_bytes() const;
   int64_t used_bytes() const;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,8 @@ struct StoreContext {
   ModelSpec model;
   CutRule cut_rule;
   std::shared_ptr<Arena> arena;
+  // Waits for what keeps freed bytes of the arena from being free, if anything does.
+  std::function<bool()> await_releases;
   std::atomic<uint64_t> next_sequence_id{1};
   std::atomic<uint64_t> clock{1};  // ticks at every use of a sequence; orders them by recency
 };
@@ -204,6 +207,7 @@ class TenantStore : public std::enable_shared_from_this<TenantStore> {
   absl::StatusOr<std::shared_ptr<StoredSequence>> Insert(std::shared_ptr<StoredSequence> sequence);
   bool evicts_own() const;
   bool AwaitReleases() const {
+    if (context_->await_releases != nullptr) return context_->await_releases();
     return seal_target_.row_tier != nullptr && seal_target_.row_tier->AwaitReleases();
   }
   int64_t HeldBytes(absl::Span<StoredSequence* const> sequences) const;

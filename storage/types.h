@@ -35,7 +35,7 @@ constexpr const char* DTypeName(DType dtype) {
   return "unknown";
 }
 
-// Where a tensor's bytes lie. Only host memory is accepted until a device backend is built in.
+// Where a tensor's bytes lie. kDevice: on the device of a Device::kCuda engine.
 enum class Memory : uint8_t { kHost = 1, kPinnedHost = 2, kDevice = 3 };
 
 // Base of the logarithm in a log-sum-exp. FlashAttention, vLLM and SGLang use e; FlashInfer uses 2.

@@ -56,14 +56,14 @@ inline constexpr float kHiddenVariance = 0.05f;
 
 // The terms of value_variance without masses and growth, the last counted `caution` times. Infinite
 // where spreads are.
-inline float TokenVariance(const ClusterIndex& index, int64_t cluster) {
+constexpr float TokenVariance(const ClusterIndex& index, int64_t cluster) {
   return kTokenVariance * index.value_spreads[cluster];
 }
-inline float ClusterVariance(const ClusterIndex& index, int64_t super) {
+constexpr float ClusterVariance(const ClusterIndex& index, int64_t super) {
   return kClusterVariance * index.super_value_spreads[super];
 }
-inline float HiddenVariance(const ClusterIndex& index, int64_t super, int64_t cluster,
-                            float caution = 1.0f) {
+constexpr float HiddenVariance(const ClusterIndex& index, int64_t super, int64_t cluster,
+                               float caution = 1.0f) {
   const float spreads = index.value_spreads[cluster] + index.super_value_spreads[super];
   return caution * kHiddenVariance * spreads / static_cast<float>(index.cluster_size(cluster));
 }

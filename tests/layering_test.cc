@@ -67,7 +67,9 @@ bool IsFaissHeader(const std::string& include) { return StartsWith(include, "fai
 bool IsCudaHeader(const std::string& include) {
   static const auto* const kCuda =
       new std::regex(R"((cuda|cub|cooperative_groups|thrust|nccl|cublas)[A-Za-z_]*(\.h|/.*))");
-  return std::regex_match(include, *kCuda) && !StartsWith(include, "cuda/cuda_backend");
+  // The toolkit's headers in a folder "cuda" have no extension; ours do.
+  const bool is_ours = StartsWith(include, "cuda/") && include.ends_with(".h");
+  return std::regex_match(include, *kCuda) && !is_ours;
 }
 
 bool IsProtobufHeader(const std::string& include) {

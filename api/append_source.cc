@@ -20,14 +20,14 @@ TensorView PageAsTensor(const PagedView& view) {
 }
 
 absl::Status CheckPages(const char* name, const PagedView& view, int64_t num_heads,
-                        int64_t head_dim) {
+                        int64_t head_dim, bool device_too) {
   if (view.num_pages < 1 || view.page_tokens < 1) {
     return absl::InvalidArgumentError(
         fmt::format("{} must have at least one page of at least one token, got {} pages of {}",
                     name, view.num_pages, view.page_tokens));
   }
   WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({name, view.page_tokens, num_heads, head_dim}, PageAsTensor(view)));
+      CheckTensor({name, view.page_tokens, num_heads, head_dim, device_too}, PageAsTensor(view)));
   const int64_t stride_max = std::numeric_limits<int64_t>::max() / 16 / view.num_pages;
   if (view.page_stride > stride_max || view.page_stride < -stride_max) {
     return absl::InvalidArgumentError(fmt::format("{}.page_stride times {} overflows, got {}", name,
@@ -57,9 +57,13 @@ PagedSource::PagedSource(const PagedView& keys, const PagedView& values, const P
       value_view_(values),
       table_(table) {}
 
-absl::Status PagedSource::CheckViews(const ModelSpec& model, int64_t num_sequences) const {
-  WAVEKV_RETURN_IF_ERROR(CheckPages("keys", key_view_, model.num_kv_heads, model.head_dim_k));
-  WAVEKV_RETURN_IF_ERROR(CheckPages("values", value_view_, model.num_kv_heads, model.head_dim_v));
+absl::Status PagedSource::CheckViews(const ModelSpec& model, int64_t num_sequences,
+                                     bool device_too) const {
+  WAVEKV_RETURN_IF_ERROR(
+      CheckPages("keys", key_view_, model.num_kv_heads, model.head_dim_k, device_too));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckPages("values", value_view_, model.num_kv_heads, model.head_dim_v, device_too));
+  WAVEKV_RETURN_IF_ERROR(CheckSameMemory("keys", key_view_.memory, "values", value_view_.memory));
   if (value_view_.page_tokens != key_view_.page_tokens) {
     return absl::InvalidArgumentError(
         fmt::format("values.page_tokens must be that of keys ({}), got {}", key_view_.page_tokens,

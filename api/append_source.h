@@ -38,6 +38,9 @@ class AppendSource {
   // sequence.
   virtual RowRun Locate(size_t sequence, int64_t row, int64_t position) const = 0;
 
+  // Where the rows lie; both in the same place. A page table is always the host's.
+  virtual Memory memory() const = 0;
+
   const RowLayout& keys() const { return keys_; }
   const RowLayout& values() const { return values_; }
 
@@ -54,6 +57,8 @@ class TensorSource : public AppendSource {
  public:
   TensorSource(const TensorView& keys, const TensorView& values);
 
+  Memory memory() const override { return key_view_.memory; }
+
   absl::Status Check(size_t, int64_t, int64_t) const override { return absl::OkStatus(); }
   RowRun Locate(size_t sequence, int64_t row, int64_t position) const override;
 
@@ -68,8 +73,10 @@ class PagedSource : public AppendSource {
   PagedSource(const PagedView& keys, const PagedView& values, const PageTable& table);
 
   // INVALID_ARGUMENT unless the views fit the model, each other and the table.
-  absl::Status CheckViews(const ModelSpec& model, int64_t num_sequences) const;
+  absl::Status CheckViews(const ModelSpec& model, int64_t num_sequences,
+                          bool device_too = false) const;
 
+  Memory memory() const override { return key_view_.memory; }
   absl::Status Check(size_t sequence, int64_t length, int64_t num_rows) const override;
   RowRun Locate(size_t sequence, int64_t row, int64_t position) const override;
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "api/gpu_builder.h"
 #include "compute/backend.h"
 #include "cpu/cpu_backend.h"
 #include "index/segment_builder.h"
@@ -26,10 +27,12 @@ constexpr std::chrono::hours kForever{24 * 365};
 
 }  // namespace
 
-BuildQueue::BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads,
-                       StepObserver& observer)
-    : model_(model), index_(index), observer_(observer) {
-  for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { RunThread(); });
+BuildQueue::BuildQueue(const ModelSpec& model, const IndexOptions& index,
+                       std::vector<std::unique_ptr<GpuBuilder>> gpu, StepObserver& observer)
+    : model_(model), index_(index), observer_(observer), gpu_(std::move(gpu)) {
+  for (const auto& builder : gpu_) {
+    threads_.emplace_back([this, builder = builder.get()] { RunThread(builder); });
+  }
 }
 
 BuildQueue::~BuildQueue() {
@@ -89,7 +92,7 @@ int64_t BuildQueue::segments_pending() const {
   return static_cast<int64_t>(jobs_.size()) + running_;
 }
 
-void BuildQueue::RunThread() {
+void BuildQueue::RunThread(GpuBuilder* gpu) {
   setpriority(PRIO_PROCESS, 0, kBuildNiceness);  // of this thread alone, on Linux
   const std::unique_ptr<Executor> inline_executor = MakeThreadPool(1);
   const std::unique_ptr<Backend> backend = MakeCpuBackend(inline_executor.get());
@@ -105,7 +108,7 @@ void BuildQueue::RunThread() {
     jobs_.erase(next);
     ++running_;
     lock.unlock();
-    const bool again = RunJob(job, *backend);
+    const bool again = RunJob(job, {*backend, gpu});
     lock.lock();
     --running_;
     if (again && !stop_) jobs_.push_back(std::move(job));
@@ -124,9 +127,9 @@ std::deque<BuildQueue::Job>::iterator BuildQueue::NextJob() {
   });
 }
 
-bool BuildQueue::RunJob(Job& job, Backend& backend) {
+bool BuildQueue::RunJob(Job& job, const Worker& worker) {
   if (job.is_merge()) {
-    RunMerge(job, backend);
+    RunMerge(job, worker);
     return false;
   }
   const std::shared_ptr<Segment> segment = job.segments[0].lock();
@@ -134,7 +137,7 @@ bool BuildQueue::RunJob(Job& job, Backend& backend) {
   absl::Status status;
   {
     const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1, segment->num_tokens());
-    status = Build(*segment, job.target, backend);
+    status = Build(*segment, job.target, worker);
   }
   if (status.ok()) {
     failing_.store(false);
@@ -157,7 +160,7 @@ bool BuildQueue::RunJob(Job& job, Backend& backend) {
   return false;
 }
 
-void BuildQueue::RunMerge(const Job& job, Backend& backend) {
+void BuildQueue::RunMerge(const Job& job, const Worker& worker) {
   const std::shared_ptr<Segment> last = job.segments.back().lock();
   if (last == nullptr) return;  // nobody holds the run any more
   SegmentRun run;
@@ -174,7 +177,7 @@ void BuildQueue::RunMerge(const Job& job, Backend& backend) {
   {
     const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1,
                          last->end() - run.front()->begin());
-    merged = Merge(run, job.target, backend);
+    merged = Merge(run, job.target, worker);
   }
   if (!merged.ok()) {
     merge_failures_total_.fetch_add(1);
@@ -191,15 +194,22 @@ void BuildQueue::RunMerge(const Job& job, Backend& backend) {
   WAVEKV_LOG(kDebug, "merged {} segments from position {}", run.size(), run.front()->begin());
 }
 
-absl::Status BuildQueue::Build(Segment& segment, const SealTarget& target, Backend& backend) {
+absl::Status BuildQueue::Build(Segment& segment, const SealTarget& target, const Worker& worker) {
   const Segment::Pin pin = segment.Read();
   auto sealed = std::make_unique<SealedSegment>();
-  std::vector<KvRange> rows;
+  std::vector<GpuBuildSource> sources(model_.num_kv_heads);
   for (int head = 0; head < model_.num_kv_heads; ++head) {
-    rows.clear();
+    std::vector<KvRange>& rows = sources[head].ranges;
     for (const auto& chunk : pin.chunks) rows.push_back(chunk->Range(head, chunk->capacity()));
-    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, segment.begin(), target, backend));
+    if (worker.gpu != nullptr) continue;
+    WAVEKV_ASSIGN_OR_RETURN(SealedHead built,
+                            BuildHead(rows, segment.begin(), target, worker.backend));
     sealed->heads.push_back(std::move(built));
+  }
+  if (worker.gpu != nullptr) {
+    WAVEKV_ASSIGN_OR_RETURN(
+        sealed->heads,
+        worker.gpu->Build(sources, segment.begin(), segment.num_tokens(), *target.account));
   }
   sealed_total_.fetch_add(1);
   segment.Seal(Share(std::move(sealed)));
@@ -208,7 +218,7 @@ absl::Status BuildQueue::Build(Segment& segment, const SealTarget& target, Backe
 
 absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run,
                                                            const SealTarget& target,
-                                                           Backend& backend) {
+                                                           const Worker& worker) {
   const int64_t begin = run.front()->begin();
   const int64_t num_tokens = run.back()->end() - begin;
   const int64_t key_bytes = model_.key_row_bytes();
@@ -216,11 +226,21 @@ absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run
   std::vector<Segment::Pin> pins;
   for (const auto& part : run) pins.push_back(part->Read());
 
-  // In position order, so that the result is what sealing the rows at once would have given.
-  std::vector<std::byte> keys(num_tokens * key_bytes);
-  std::vector<std::byte> values(num_tokens * value_bytes);
   auto sealed = std::make_unique<SealedSegment>();
-  for (int head = 0; head < model_.num_kv_heads; ++head) {
+  if (worker.gpu != nullptr) {
+    std::vector<GpuBuildSource> sources(model_.num_kv_heads);
+    for (int head = 0; head < model_.num_kv_heads; ++head) {
+      for (const Segment::Pin& pin : pins) {
+        sources[head].parts.push_back(&pin.sealed->heads[head].index);
+      }
+    }
+    WAVEKV_ASSIGN_OR_RETURN(sealed->heads,
+                            worker.gpu->Build(sources, begin, num_tokens, *target.account));
+  }
+  // In position order, so that the result is what sealing the rows at once would have given.
+  std::vector<std::byte> keys(worker.gpu == nullptr ? num_tokens * key_bytes : 0);
+  std::vector<std::byte> values(worker.gpu == nullptr ? num_tokens * value_bytes : 0);
+  for (int head = 0; head < model_.num_kv_heads && worker.gpu == nullptr; ++head) {
     for (const Segment::Pin& pin : pins) {
       const SealedHead& part = pin.sealed->heads[head];
       const int64_t first_row = part.index.position_begin - begin;
@@ -232,7 +252,7 @@ absl::StatusOr<std::shared_ptr<Segment>> BuildQueue::Merge(const SegmentRun& run
       WAVEKV_RETURN_IF_ERROR(ForEachRow(part, copy));
     }
     const std::vector<KvRange> rows = {{keys.data(), values.data(), num_tokens, begin, nullptr}};
-    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, begin, target, backend));
+    WAVEKV_ASSIGN_OR_RETURN(SealedHead built, BuildHead(rows, begin, target, worker.backend));
     sealed->heads.push_back(std::move(built));
   }
   auto merged = std::make_shared<Segment>(begin, begin + num_tokens, RowChunks());

@@ -24,6 +24,7 @@
 namespace wavekv {
 
 class Backend;
+class GpuBuilder;
 
 // Threads that take cut segments in the order of cutting and replace their rows by clusters. A
 // segment that nobody holds any more is skipped. One whose sealed form does not fit the memory is
@@ -38,9 +39,10 @@ class Backend;
 // Threads: safe. The destructor waits for the builds that have begun.
 class BuildQueue {
  public:
-  // The observer outlives the queue.
-  BuildQueue(const ModelSpec& model, const IndexOptions& index, int num_threads,
-             StepObserver& observer);
+  // A thread for each of `gpu`, which clusters segments there or, where it is nullptr, itself. The
+  // observer outlives the queue.
+  BuildQueue(const ModelSpec& model, const IndexOptions& index,
+             std::vector<std::unique_ptr<GpuBuilder>> gpu, StepObserver& observer);
   ~BuildQueue();
 
   BuildQueue(const BuildQueue&) = delete;
@@ -77,15 +79,21 @@ class BuildQueue {
     bool is_merge() const { return segments.size() > 1; }
   };
 
-  void RunThread();
+  // What a thread works with; `gpu` is nullptr where the rows are the processor's to read.
+  struct Worker {
+    Backend& backend;
+    GpuBuilder* gpu;
+  };
+
+  void RunThread(GpuBuilder* gpu);
   // The first job that waits for no other. REQUIRES: mutex_ is held.
   std::deque<Job>::iterator NextJob();
   // True when the job is to be queued again.
-  bool RunJob(Job& job, Backend& backend);
-  void RunMerge(const Job& job, Backend& backend);
-  absl::Status Build(Segment& segment, const SealTarget& target, Backend& backend);
+  bool RunJob(Job& job, const Worker& worker);
+  void RunMerge(const Job& job, const Worker& worker);
+  absl::Status Build(Segment& segment, const SealTarget& target, const Worker& worker);
   absl::StatusOr<std::shared_ptr<Segment>> Merge(const SegmentRun& run, const SealTarget& target,
-                                                 Backend& backend);
+                                                 const Worker& worker);
   // Clusters the rows of one kv head of a segment that begins there.
   absl::StatusOr<SealedHead> BuildHead(const std::vector<KvRange>& rows, int64_t begin,
                                        const SealTarget& target, Backend& backend);
@@ -113,6 +121,7 @@ class BuildQueue {
   bool stop_ = false;
   bool paused_ = false;
 
+  std::vector<std::unique_ptr<GpuBuilder>> gpu_;
   std::vector<std::thread> threads_;
 };
 

@@ -56,7 +56,9 @@ absl::Status CheckTensor(const ExpectedTensor& expected, const TensorView& tenso
     return Invalid("{}.dtype must be fp32, fp16 or bf16, got {}", name,
                    static_cast<int>(tensor.dtype));
   }
-  if (tensor.memory != Memory::kHost && tensor.memory != Memory::kPinnedHost) {
+  const bool on_device = tensor.memory == Memory::kDevice;
+  if (tensor.memory != Memory::kHost && tensor.memory != Memory::kPinnedHost &&
+      !(on_device && expected.device_too)) {
     return absl::UnimplementedError(
         fmt::format("{}.memory must be host memory in a CPU engine, got {}", name,
                     static_cast<int>(tensor.memory)));
@@ -92,6 +94,14 @@ absl::Status CheckPerHead(const char* name, int64_t num_rows, int64_t num_heads,
   WAVEKV_RETURN_IF_ERROR(CheckStride(name, "head_stride", view.head_stride, num_heads, 1));
   WAVEKV_RETURN_IF_ERROR(CheckStride(name, "row_stride", view.row_stride, num_rows, 1));
   return CheckDisjoint(name, num_rows, view.row_stride, num_heads, view.head_stride, 1);
+}
+
+absl::Status CheckSameMemory(const char* name, Memory memory, const char* other_name,
+                             Memory other) {
+  if ((memory == Memory::kDevice) == (other == Memory::kDevice)) return absl::OkStatus();
+  return Invalid(
+      "{}.memory and {}.memory must both be the device's or both the host's, got {} and {}", name,
+      other_name, static_cast<int>(memory), static_cast<int>(other));
 }
 
 absl::Status CheckCuSeqlens(absl::Span<const int32_t> cu_seqlens, int64_t num_sequences) {

@@ -17,6 +17,7 @@ struct ExpectedTensor {
   int64_t num_rows;
   int64_t num_heads;
   int64_t head_dim;
+  bool device_too = false;  // may lie in a device's memory
 };
 
 // INVALID_ARGUMENT for a wrong shape or dtype, a null or misaligned pointer, a stride that is too
@@ -28,6 +29,15 @@ absl::Status CheckTensor(const ExpectedTensor& expected, const MutableTensorView
 // The same for numbers per query head; data == nullptr passes.
 absl::Status CheckPerHead(const char* name, int64_t num_rows, int64_t num_heads,
                           const PerHeadView& view);
+
+// INVALID_ARGUMENT when one lies in a device's memory and the other does not.
+absl::Status CheckSameMemory(const char* name, Memory memory, const char* other_name, Memory other);
+
+// All that wavekv::MergeStates (api/merge_states.h) asks but for the numbers.
+absl::Status CheckMergeArguments(absl::Span<const TensorView> outputs,
+                                 absl::Span<const PerHeadView> lses, LseBase base,
+                                 const MutableTensorView& output, const PerHeadView& lse,
+                                 bool device_too);
 
 // cu_seqlens has num_sequences + 1 entries, starts at 0 and does not decrease.
 absl::Status CheckCuSeqlens(absl::Span<const int32_t> cu_seqlens, int64_t num_sequences);

@@ -7,11 +7,12 @@
 #include "api/append_source.h"
 #include "api/check_arguments.h"
 #include "api/engine_impl.h"
+#include "api/gpu_builder.h"
 #include "cpu/cpu_backend.h"
-#include "cuda/cuda_backend.h"
 #include "fmt/format.h"
 #include "storage/log_message.h"
 #include "storage/status_macros.h"
+#include "wavekv/merge_states.h"
 #include "wavekv/version.h"
 
 namespace wavekv {
@@ -60,10 +61,23 @@ absl::StatusOr<std::shared_ptr<RowTiers>> OpenTiers(const EngineOptions& options
   return RowTiers::Create(tiers);
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const EngineOptions& options,
-                                                     Executor* executor) {
-  if (options.device == Device::kCuda) return MakeCudaBackend(/*device=*/0);
-  return MakeCpuBackend(executor);
+absl::StatusOr<std::shared_ptr<GpuContext>> OpenGpuContext(const EngineOptions& options,
+                                                           const ModelSpec& model) {
+  if (!options.tiers.directory.empty()) {
+    return absl::UnimplementedError(
+        "tiers.directory must be empty with device: CUDA engines keep all rows on the device");
+  }
+  std::shared_ptr<Gpu> gpu = GpuForTests();
+  if (gpu == nullptr) {
+    WAVEKV_ASSIGN_OR_RETURN(gpu, OpenGpu(options.gpu.device));
+  }
+  int64_t workspace_bytes = options.gpu.workspace_bytes;
+  if (workspace_bytes == 0) {
+    workspace_bytes = options.build_threads * Arena::RoundUp(GpuBuilder::WorkspaceBytes(
+                                                  gpu->operations(), model, options.index)) +
+                      std::clamp(options.arena_bytes / 4, int64_t{64} << 20, int64_t{2} << 30);
+  }
+  return GpuContext::Create(std::move(gpu), options.gpu.staging_bytes, workspace_bytes);
 }
 
 int NumWorkerThreads(const EngineOptions& options) {
@@ -96,6 +110,18 @@ class StepFetch {
   const std::vector<SequenceView>& views_;
 };
 
+absl::Status CheckStepHasBegun(const PlanState& plan) {
+  if (plan.step_has_begun) return absl::OkStatus();
+  return absl::FailedPreconditionError("plan: no step has begun; BeginStep comes first");
+}
+
+absl::Status CheckOnDevice(const char* name, Memory memory) {
+  if (memory == Memory::kDevice) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("{}.memory must be the device's in a step of a CUDA engine, got {}", name,
+                  static_cast<int>(memory)));
+}
+
 // Holds a plan for one call.
 class PlanUse {
  public:
@@ -119,6 +145,11 @@ class PlanUse {
 };
 
 }  // namespace
+
+std::shared_ptr<Gpu>& GpuForTests() {
+  static auto* const gpu = new std::shared_ptr<Gpu>;
+  return *gpu;
+}
 
 uint64_t Sequence::id() const { return stored_ == nullptr ? 0 : stored_->id(); }
 
@@ -172,20 +203,36 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
 
   impl->executor = requested.executor;
   if (impl->executor == nullptr) impl->executor = MakeThreadPool(NumWorkerThreads(requested));
-  WAVEKV_ASSIGN_OR_RETURN(impl->backend, MakeBackend(requested, impl->executor.get()));
+  impl->backend = MakeCpuBackend(impl->executor.get());
 
   impl->context = std::make_shared<StoreContext>();
   impl->context->model = model;
   const IndexOptions& index = requested.index;
   impl->context->cut_rule = {index.segment_tokens, index.update_tokens, index.sink_tokens,
                              index.window_tokens, index.merge_segments};
-  WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
+  std::vector<std::unique_ptr<GpuBuilder>> builders(requested.build_threads);
+  if (requested.device == Device::kCuda) {
+    WAVEKV_ASSIGN_OR_RETURN(std::shared_ptr<GpuContext> gpu, OpenGpuContext(requested, model));
+    WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ArenaMemory> memory,
+                            MakeGpuArenaMemory(gpu, requested.arena_bytes));
+    impl->context->arena = Arena::Create(std::move(memory));
+    impl->context->await_releases = [gpu = std::weak_ptr<GpuContext>(gpu)] {
+      const std::shared_ptr<GpuContext> open = gpu.lock();
+      return open != nullptr && open->CollectAll();
+    };
+    for (auto& builder : builders) {
+      WAVEKV_ASSIGN_OR_RETURN(builder, GpuBuilder::Create(gpu, model, impl->options.index));
+    }
+    impl->gpu =
+        std::make_unique<GpuEngine>(std::move(gpu), model, impl->options.index, *impl->backend);
+  } else {
+    WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
+  }
   if (!requested.tiers.directory.empty()) {
     WAVEKV_ASSIGN_OR_RETURN(impl->row_tiers, OpenTiers(requested, model));
   }
   WAVEKV_ASSIGN_OR_RETURN(impl->observer, StepObserver::Create(requested.trace_path));
-  impl->builds =
-      std::make_unique<BuildQueue>(model, index, requested.build_threads, *impl->observer);
+  impl->builds = std::make_unique<BuildQueue>(model, index, std::move(builders), *impl->observer);
   WAVEKV_LOG(
       kInfo,
       "engine opened, wavekv {}: {} layers, {} query and {} kv heads, head_dim {} and {}, {}, "
@@ -216,6 +263,7 @@ Engine::~Engine() {
     if (!status.ok()) WAVEKV_LOG(kError, "no trace: {}", std::string(status.message()));
   }
   if (impl_->row_tiers != nullptr) impl_->row_tiers->Stop();
+  if (impl_->gpu != nullptr) impl_->gpu->context().CollectAll();
   for (const auto& tenant : impl_->AllTenants()) tenant->Close();
   impl_->context->arena->ReleasePages();
   // Handles of tenants may outlive the engine.
@@ -292,11 +340,13 @@ absl::Status Engine::Append(const RaggedBatch& batch, int layer, const TensorVie
   WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
   WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
   const int64_t num_rows = batch.cu_seqlens.back();
+  const bool on_gpu = impl_->gpu != nullptr;
   WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"keys", num_rows, model.num_kv_heads, model.head_dim_k}, keys));
+      CheckTensor({"keys", num_rows, model.num_kv_heads, model.head_dim_k, on_gpu}, keys));
   WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"values", num_rows, model.num_kv_heads, model.head_dim_v}, values));
-  return impl_->Append(sequences, batch.cu_seqlens, layer, TensorSource(keys, values));
+      CheckTensor({"values", num_rows, model.num_kv_heads, model.head_dim_v, on_gpu}, values));
+  WAVEKV_RETURN_IF_ERROR(CheckSameMemory("keys", keys.memory, "values", values.memory));
+  return impl_->Append(sequences, batch.cu_seqlens, layer, TensorSource(keys, values), stream);
 }
 
 absl::Status Engine::AppendPaged(const RaggedBatch& batch, int layer, const PagedView& keys,
@@ -306,8 +356,9 @@ absl::Status Engine::AppendPaged(const RaggedBatch& batch, int layer, const Page
   WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
   WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
   const PagedSource source(keys, values, table);
-  WAVEKV_RETURN_IF_ERROR(source.CheckViews(impl_->options.model, sequences.size()));
-  return impl_->Append(sequences, batch.cu_seqlens, layer, source);
+  WAVEKV_RETURN_IF_ERROR(
+      source.CheckViews(impl_->options.model, sequences.size(), impl_->gpu != nullptr));
+  return impl_->Append(sequences, batch.cu_seqlens, layer, source, stream);
 }
 
 absl::Status Engine::BuildSegments(const Sequence& sequence) {
@@ -368,6 +419,77 @@ absl::StatusOr<Plan> Engine::MakePlan(const RaggedBatch& batch, const AttendOpti
   return Plan(std::move(state));
 }
 
+absl::Status Engine::BeginStep(const Plan& plan, Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
+  PlanState& state = *plan.state_;
+  if (state.options.reserve_tokens == 0) {
+    return absl::FailedPreconditionError(
+        "plan: steps need a plan with AttendOptions::reserve_tokens");
+  }
+  const PlanUse use(state);
+  WAVEKV_RETURN_IF_ERROR(use.status());
+  if (impl_->gpu != nullptr) {
+    WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(Memory::kDevice, stream));
+    WAVEKV_RETURN_IF_ERROR(impl_->gpu->TakeErrors(state.gpu));
+    WAVEKV_RETURN_IF_ERROR(impl_->BeginStep(state, queue));
+  }
+  state.step_has_begun = true;
+  return absl::OkStatus();
+}
+
+absl::Status Engine::AppendStep(const Plan& plan, int layer, const TensorView& keys,
+                                const TensorView& values, Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
+  PlanState& state = *plan.state_;
+  const ModelSpec& model = impl_->options.model;
+  const bool on_gpu = impl_->gpu != nullptr;
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
+  WAVEKV_RETURN_IF_ERROR(
+      CheckTensor({"keys", plan.num_rows(), model.num_kv_heads, model.head_dim_k, on_gpu}, keys));
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(
+      {"values", plan.num_rows(), model.num_kv_heads, model.head_dim_v, on_gpu}, values));
+  const PlanUse use(state);
+  WAVEKV_RETURN_IF_ERROR(use.status());
+  WAVEKV_RETURN_IF_ERROR(CheckStepHasBegun(state));
+  if (!on_gpu) {
+    return impl_->Append(state.sequences, state.cu_seqlens, layer, TensorSource(keys, values),
+                         stream);
+  }
+  WAVEKV_RETURN_IF_ERROR(CheckOnDevice("keys", keys.memory));
+  WAVEKV_RETURN_IF_ERROR(CheckOnDevice("values", values.memory));
+  WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(keys.memory, stream));
+  return impl_->gpu->AppendStep(state.gpu, layer,
+                                {keys.data, values.data, keys.dtype, values.dtype, keys.row_stride,
+                                 keys.head_stride, values.row_stride, values.head_stride},
+                                queue);
+}
+
+absl::Status Engine::EndStep(const Plan& plan, Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
+  PlanState& state = *plan.state_;
+  const PlanUse use(state);
+  WAVEKV_RETURN_IF_ERROR(use.status());
+  WAVEKV_RETURN_IF_ERROR(CheckStepHasBegun(state));
+  if (impl_->gpu != nullptr) {
+    WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(Memory::kDevice, stream));
+    WAVEKV_RETURN_IF_ERROR(impl_->gpu->EndStep(state.gpu, queue));
+  }
+  state.step_has_begun = false;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AttendStats> Engine::ReadStats(const Plan& plan) {
+  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
+  PlanState& state = *plan.state_;
+  const PlanUse use(state);
+  WAVEKV_RETURN_IF_ERROR(use.status());
+  if (impl_->gpu == nullptr) return state.last_stats;
+  return impl_->gpu->ReadStats(state.gpu, plan.num_rows());
+}
+
 absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const TensorView& queries,
                                            const MutableTensorView& output, const PerHeadView& lse,
                                            const PerHeadView& error_estimate, Stream stream) {
@@ -375,11 +497,13 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
   PlanState& state = *plan.state_;
   const ModelSpec& model = impl_->options.model;
+  const bool on_gpu = impl_->gpu != nullptr;
   WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k}, queries));
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"output", plan.num_rows(), model.num_q_heads, model.head_dim_v}, output));
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(
+      {"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k, on_gpu}, queries));
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(
+      {"output", plan.num_rows(), model.num_q_heads, model.head_dim_v, on_gpu}, output));
+  WAVEKV_RETURN_IF_ERROR(CheckSameMemory("queries", queries.memory, "output", output.memory));
   WAVEKV_RETURN_IF_ERROR(CheckPerHead("lse", plan.num_rows(), model.num_q_heads, lse));
   WAVEKV_RETURN_IF_ERROR(
       CheckPerHead("error_estimate", plan.num_rows(), model.num_q_heads, error_estimate));
@@ -388,12 +512,27 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   const PhaseSpan span(observer, Phase::kAttend, layer, plan.num_rows());
   const PlanUse use(state);
   WAVEKV_RETURN_IF_ERROR(use.status());
+  if (state.options.reserve_tokens > 0) {
+    WAVEKV_RETURN_IF_ERROR(CheckStepHasBegun(state));
+    if (on_gpu) {
+      WAVEKV_RETURN_IF_ERROR(CheckOnDevice("queries", queries.memory));
+      WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(queries.memory, stream));
+      impl_->attend_calls += 1;
+      impl_->attend_rows += plan.num_rows();
+      return impl_->gpu->AttendStep(state.gpu, layer, queries, output, lse, error_estimate, queue);
+    }
+  }
   {
     const PhaseSpan pin(observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
   AttendStats stats;
-  {
+  if (on_gpu) {
+    WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(queries.memory, stream));
+    WAVEKV_ASSIGN_OR_RETURN(
+        stats, impl_->gpu->Attend(state.gpu, state.workspace.views, state.options, queries, output,
+                                  lse, error_estimate, queue));
+  } else {
     const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
     const StepFetch fetch(impl_->AcquireFetch(state, layer, deadline), state.workspace.views);
     AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
@@ -416,6 +555,7 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
   impl_->tokens_degraded += stats.tokens_degraded;
   impl_->bytes_dense += stats.bytes_dense;
   impl_->bytes_read += stats.bytes_read;
+  state.last_stats = stats;
   return stats;
 }
 
@@ -426,9 +566,10 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
   if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
   PlanState& state = *plan.state_;
   const ModelSpec& model = impl_->options.model;
+  const bool on_gpu = impl_->gpu != nullptr;
   WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k}, queries));
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(
+      {"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k, on_gpu}, queries));
 
   const PhaseSpan span(*impl_->observer, Phase::kRetrieve, layer, plan.num_rows());
   const PlanUse use(state);
@@ -436,6 +577,10 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
   {
     const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
+  }
+  if (on_gpu) {
+    WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(queries.memory, stream));
+    return impl_->gpu->Retrieve(state.gpu, state.workspace.views, state.options, queries, queue);
   }
   // Rows are read only to measure errors.
   const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
@@ -446,6 +591,20 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
                   *impl_->observer, layer, fetch.get(), deadline);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();
+}
+
+absl::Status Engine::MergeStates(absl::Span<const TensorView> outputs,
+                                 absl::Span<const PerHeadView> lses, LseBase base,
+                                 const MutableTensorView& output, const PerHeadView& lse,
+                                 Stream stream) {
+  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
+  const bool on_gpu = impl_->gpu != nullptr;
+  if (!on_gpu || output.memory != Memory::kDevice) {
+    return wavekv::MergeStates(outputs, lses, base, output, lse);
+  }
+  WAVEKV_RETURN_IF_ERROR(CheckMergeArguments(outputs, lses, base, output, lse, on_gpu));
+  WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(output.memory, stream));
+  return impl_->gpu->MergeStates(outputs, lses, base, output, lse, queue);
 }
 
 absl::Status Engine::WriteTrace(const std::string& path) const {

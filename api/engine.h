@@ -202,6 +202,30 @@ class WAVEKV_EXPORT Engine {
   // Fixes sequences, row counts and options for the layers of one step.
   absl::StatusOr<Plan> MakePlan(const RaggedBatch& batch, const AttendOptions& options = {});
 
+  // A step of a plan with AttendOptions::reserve_tokens: BeginStep makes room for the batch's rows
+  // in every layer and appends them, AppendStep(layer) writes them, Attend(layer) answers; EndStep,
+  // or the next BeginStep, ends the step. Rows of a layer hold nothing until their AppendStep.
+  //
+  // In a CUDA engine AppendStep and Attend only queue kernels, which find sequences and their
+  // lengths in device memory: captured in a graph after a first BeginStep, they may be launched
+  // anew after every BeginStep on the same stream, for as long as that does not answer
+  // FAILED_PRECONDITION because a sequence has outgrown reserve_tokens (nothing has changed then).
+  // Tensors are in device memory, the same ones in every launch. Between BeginStep and EndStep no
+  // other call changes or forks the sequences of the plan (ABORTED is not given for it); EndStep
+  // orders what was queued before whatever the engine queues later, and comes before the plan is
+  // destroyed. In a CPU engine the same calls do the same work at once.
+  //
+  // Errors: as Append and Attend; FAILED_PRECONDITION also for calls out of this order.
+  absl::Status BeginStep(const Plan& plan, Stream stream = nullptr);
+  absl::Status AppendStep(const Plan& plan, int layer, const TensorView& keys,
+                          const TensorView& values, Stream stream = nullptr);
+  absl::Status EndStep(const Plan& plan, Stream stream = nullptr);
+
+  // What Attend returned last for the plan; in a CUDA engine, where tensors are in device memory,
+  // it returns before the numbers are known: then those of its last call, or of the layers of its
+  // last step together. Waits for it.
+  absl::StatusOr<AttendStats> ReadStats(const Plan& plan);
+
   // queries [num_rows, num_q_heads, head_dim_k], not scaled, any DType; output [num_rows,
   // num_q_heads, head_dim_v], any DType; lse and error_estimate [num_rows, num_q_heads] or none.
   // Rows count from the end of the sequence as it is in this layer now: append first. Segments that
@@ -218,6 +242,13 @@ class WAVEKV_EXPORT Engine {
   absl::StatusOr<std::vector<RetrievedTokens>> Retrieve(const Plan& plan, int layer,
                                                         const TensorView& queries,
                                                         Stream stream = nullptr);
+
+  // As wavekv::MergeStates (wavekv/merge_states.h), for states that this engine's device holds as
+  // well: tensors all in device memory are merged on `stream`, where a NaN among the lses marks an
+  // empty state; all in host memory, at once.
+  absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const PerHeadView> lses,
+                           LseBase base, const MutableTensorView& output, const PerHeadView& lse,
+                           Stream stream = nullptr);
 
   EngineStats stats() const;
 

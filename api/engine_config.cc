@@ -161,6 +161,14 @@ TierOptions FromProto(const v1::TierConfig& proto) {
   return tiers;
 }
 
+GpuOptions FromProto(const v1::GpuConfig& proto) {
+  GpuOptions gpu;
+  if (proto.has_device()) gpu.device = Saturate<int>(proto.device());
+  if (proto.has_workspace_bytes()) gpu.workspace_bytes = Saturate<int64_t>(proto.workspace_bytes());
+  if (proto.has_staging_bytes()) gpu.staging_bytes = Saturate<int64_t>(proto.staging_bytes());
+  return gpu;
+}
+
 }  // namespace
 
 absl::StatusOr<TenantQuota> TenantQuotaFromProto(const v1::TenantQuota& proto) {
@@ -178,6 +186,7 @@ absl::StatusOr<EngineOptions> EngineOptionsFromProto(const v1::EngineConfig& pro
   if (proto.has_worker_threads()) options.worker_threads = Saturate<int>(proto.worker_threads());
   if (proto.has_build_threads()) options.build_threads = Saturate<int>(proto.build_threads());
   if (proto.has_device()) options.device = FromProto(proto.device());
+  options.gpu = FromProto(proto.gpu());
   options.default_quota = FromProto(proto.default_quota());
   options.trace_path = proto.trace_path();
   WAVEKV_RETURN_IF_ERROR(ValidateEngineOptions(options));

@@ -44,8 +44,51 @@ absl::Status Engine::Impl::CheckLayer(int layer) const {
 }
 
 absl::Status Engine::Impl::CheckStream(Stream stream) const {
-  if (stream == nullptr) return absl::OkStatus();
+  if (stream == nullptr || gpu != nullptr) return absl::OkStatus();
   return absl::UnimplementedError("stream must be null in a CPU engine");
+}
+
+// Calls use(run, row, count, target) for each piece of the batch's rows that lies in one run and
+// one chunk.
+template <typename Use>
+void Engine::Impl::ForEachRun(const std::vector<PendingAppend>& appends,
+                              absl::Span<const int32_t> cu_seqlens,
+                              absl::Span<const int64_t> lengths, const AppendSource& source,
+                              const Use& use) const {
+  for (size_t i = 0; i < appends.size(); ++i) {
+    int64_t row = cu_seqlens[i];
+    int64_t position = lengths[i];
+    for (const RowSlice& slice : appends[i].slices()) {
+      const RowChunk& chunk = *slice.chunk;
+      for (int64_t done = 0; done < slice.count;) {
+        const RowRun run = source.Locate(i, row, position);
+        const int64_t count = std::min(run.num_rows, slice.count - done);
+        use(run, row, count,
+            RowTarget{chunk.keys(0, slice.row + done), chunk.values(0, slice.row + done),
+                      chunk.keys(1, 0) - chunk.keys(0, 0)});
+        done += count;
+        row += count;
+        position += count;
+      }
+    }
+  }
+}
+
+// Rows side by side, all kv heads, in the stored type; order as below.
+void Engine::Impl::AddStagingTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
+                                   std::byte* keys, std::byte* values,
+                                   std::vector<ConvertRowsTask>& tasks) const {
+  const ModelSpec& model = options.model;
+  const size_t first = tasks.size();
+  AddConvertTasks(source, run, num_rows, {keys, values, 0}, tasks);
+  for (size_t i = first; i < tasks.size(); ++i) {
+    const auto head = static_cast<int64_t>((i - first) / 2);
+    const bool is_key = (i - first) % 2 == 0;
+    const int64_t dim = is_key ? model.head_dim_k : model.head_dim_v;
+    tasks[i].target = (is_key ? keys : values) +
+                      head * (is_key ? model.key_row_bytes() : model.value_row_bytes());
+    tasks[i].target_stride = model.num_kv_heads * dim;
+  }
 }
 
 // A task for the keys and one for the values of each kv head, in this order.
@@ -107,9 +150,84 @@ absl::Status Engine::Impl::CheckFinite(const AppendSource& source, size_t sequen
   return absl::OkStatus();
 }
 
+// All rows of the batch in one call: from the caller's strides and type to the chunks'.
+absl::Status Engine::Impl::AppendOnCpu(const std::vector<PendingAppend>& appends,
+                                       absl::Span<const int32_t> cu_seqlens,
+                                       absl::Span<const int64_t> lengths,
+                                       const AppendSource& source) const {
+  std::vector<ConvertRowsTask> tasks;
+  ForEachRun(appends, cu_seqlens, lengths, source,
+             [&](const RowRun& run, int64_t, int64_t count, const RowTarget& target) {
+               AddConvertTasks(source, run, count, target, tasks);
+             });
+  return Convert(absl::MakeSpan(tasks));
+}
+
+absl::Status Engine::Impl::AppendOnGpu(const std::vector<PendingAppend>& appends,
+                                       absl::Span<const int32_t> cu_seqlens,
+                                       absl::Span<const int64_t> lengths,
+                                       const AppendSource& source, Stream requested) const {
+  const ModelSpec& model = options.model;
+  WAVEKV_ASSIGN_OR_RETURN(const GpuStream stream, gpu->StreamFor(source.memory(), requested));
+  GpuAppend append;
+  append.tensors = {nullptr,
+                    nullptr,
+                    source.keys().dtype,
+                    source.values().dtype,
+                    source.keys().row_stride,
+                    source.keys().head_stride,
+                    source.values().row_stride,
+                    source.values().head_stride};
+  // Rows of the host's memory go through pinned memory, in the stored type.
+  const bool on_host = source.memory() != Memory::kDevice;
+  std::shared_ptr<GpuPiece> staged;
+  const int64_t row_keys = model.num_kv_heads * model.key_row_bytes();
+  const int64_t row_values = model.num_kv_heads * model.value_row_bytes();
+  std::byte* staged_values = nullptr;
+  if (on_host) {
+    WAVEKV_ASSIGN_OR_RETURN(
+        staged, gpu->context().AllocateStaging(cu_seqlens.back() * (row_keys + row_values)));
+    staged_values = staged->data() + cu_seqlens.back() * row_keys;
+    const int64_t heads = model.num_kv_heads;
+    append.tensors = {nullptr,
+                      nullptr,
+                      model.kv_dtype,
+                      model.kv_dtype,
+                      heads * model.head_dim_k,
+                      model.head_dim_k,
+                      heads * model.head_dim_v,
+                      model.head_dim_v};
+  }
+  std::vector<ConvertRowsTask> tasks;
+  ForEachRun(appends, cu_seqlens, lengths, source,
+             [&](const RowRun& run, int64_t row, int64_t count, const RowTarget& target) {
+               AppendRun to{run.keys,      run.values,       0, count, target.keys,
+                            target.values, target.head_bytes};
+               if (on_host) {
+                 to.keys = staged->data() + row * row_keys;
+                 to.values = staged_values + row * row_values;
+                 AddStagingTasks(source, run, count, staged->data() + row * row_keys,
+                                 staged_values + row * row_values, tasks);
+               }
+               append.runs.push_back(to);
+               append.rows_max = std::max(append.rows_max, count);
+             });
+  if (on_host) WAVEKV_RETURN_IF_ERROR(Convert(absl::MakeSpan(tasks)));
+  // The chunks, which another call may let go of before they are written.
+  auto chunks = std::make_shared<std::vector<std::shared_ptr<RowChunk>>>();
+  for (const PendingAppend& pending : appends) {
+    for (const RowSlice& slice : pending.slices()) chunks->push_back(slice.chunk);
+  }
+  struct Kept {
+    std::shared_ptr<const void> chunks, staged;
+  };
+  return gpu->Append(append, std::make_shared<Kept>(Kept{std::move(chunks), std::move(staged)}),
+                     stream);
+}
+
 absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
                                   absl::Span<const int32_t> cu_seqlens, int layer,
-                                  const AppendSource& source) {
+                                  const AppendSource& source, Stream stream) {
   const PhaseSpan span(*observer, Phase::kAppend, layer, cu_seqlens.back());
   std::vector<SequenceWriter> writers;
   std::vector<StoredSequence*> keep;
@@ -128,7 +246,9 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
   const auto may_evict_for = [&](const TenantStore& tenant) -> absl::Status {
     int64_t bytes = 0;
     for (size_t i = 0; i < sequences.size(); ++i) {
-      WAVEKV_RETURN_IF_ERROR(CheckFinite(source, i, cu_seqlens[i], length(i), num_rows(i)));
+      if (source.memory() != Memory::kDevice) {
+        WAVEKV_RETURN_IF_ERROR(CheckFinite(source, i, cu_seqlens[i], length(i), num_rows(i)));
+      }
       if (&sequences[i]->account() != &tenant.account()) continue;
       bytes += sequences[i]->layer(layer).AppendBytes(num_rows(i));
     }
@@ -148,27 +268,13 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
     appends.push_back(std::move(append));
   }
 
-  // All rows of the batch in one call: from the caller's strides and type to the chunks'.
-  std::vector<ConvertRowsTask> tasks;
-  for (size_t i = 0; i < appends.size(); ++i) {
-    int64_t row = cu_seqlens[i];
-    int64_t position = length(i);
-    for (const RowSlice& slice : appends[i].slices()) {
-      const RowChunk& chunk = *slice.chunk;
-      for (int64_t done = 0; done < slice.count;) {
-        const RowRun run = source.Locate(i, row, position);
-        const int64_t count = std::min(run.num_rows, slice.count - done);
-        const RowTarget target = {chunk.keys(0, slice.row + done),
-                                  chunk.values(0, slice.row + done),
-                                  chunk.keys(1, 0) - chunk.keys(0, 0)};
-        AddConvertTasks(source, run, count, target, tasks);
-        done += count;
-        row += count;
-        position += count;
-      }
-    }
+  std::vector<int64_t> lengths;
+  for (size_t i = 0; i < sequences.size(); ++i) lengths.push_back(length(i));
+  if (gpu != nullptr) {
+    WAVEKV_RETURN_IF_ERROR(AppendOnGpu(appends, cu_seqlens, lengths, source, stream));
+  } else {
+    WAVEKV_RETURN_IF_ERROR(AppendOnCpu(appends, cu_seqlens, lengths, source));
   }
-  WAVEKV_RETURN_IF_ERROR(Convert(absl::MakeSpan(tasks)));
 
   for (size_t i = 0; i < appends.size(); ++i) {
     LayerCache& cache = sequences[i]->layer(layer);
@@ -185,6 +291,106 @@ absl::Status Engine::Impl::Append(const std::vector<std::shared_ptr<StoredSequen
   }
   appended_tokens += cu_seqlens.back();
   return absl::OkStatus();
+}
+
+absl::Status Engine::Impl::BeginStep(PlanState& plan, Stream stream) {
+  const int num_layers = options.model.num_layers;
+  const auto num_rows = [&](size_t i) { return plan.cu_seqlens[i + 1] - plan.cu_seqlens[i]; };
+  std::vector<SequenceWriter> writers;
+  std::vector<StoredSequence*> keep;
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    WAVEKV_RETURN_IF_ERROR(CheckSequence(plan.sequences[i]));
+    if (num_rows(i) > kDecodeRowsMax) {
+      return absl::FailedPreconditionError(
+          fmt::format("a step has at most {} rows of a sequence, the plan has {} of sequence {}",
+                      kDecodeRowsMax, num_rows(i), plan.sequences[i]->id()));
+    }
+    WAVEKV_ASSIGN_OR_RETURN(SequenceWriter writer, SequenceWriter::Acquire(plan.sequences[i]));
+    writers.push_back(std::move(writer));
+    keep.push_back(plan.sequences[i].get());
+  }
+  // Nothing of what follows can be captured.
+  WAVEKV_RETURN_IF_ERROR(gpu->CheckNotCaptured(stream));
+  // Rows of earlier steps have been written before anything that follows here is done.
+  WAVEKV_RETURN_IF_ERROR(gpu->context().EndWrite(stream));
+
+  std::vector<std::vector<SequenceView>> layers(num_layers);
+  for (int layer = 0; layer < num_layers; ++layer) {
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      StoredSequence& sequence = *plan.sequences[i];
+      LayerCache& cache = sequence.layer(layer);
+      // What lies behind the window of the rows so far, before there are rows without contents.
+      const auto cut = cache.Cut(/*decoding=*/true);
+      if (!cut.empty()) {
+        builds->Add(cache.RetryUnsealable(), sequence.seal_target());
+        builds->Add(cut, sequence.seal_target());
+        builds->AddMerges(cache.BeginMerges(), sequence.seal_target(), sequence.tenant(), layer);
+      }
+      SequenceView& view = layers[layer].emplace_back();
+      view.first_row = plan.cu_seqlens[i];
+      view.num_rows = num_rows(i);
+      view.causal = plan.options.causal;
+      PinLayer(sequence, layer, view);
+      view.contents.length += num_rows(i);
+      if (view.contents.length > plan.options.reserve_tokens) {
+        return absl::FailedPreconditionError(fmt::format(
+            "reserve_tokens: sequence {} would have {} tokens, the plan has room for {}",
+            sequence.id(), view.contents.length, plan.options.reserve_tokens));
+      }
+    }
+  }
+  WAVEKV_RETURN_IF_ERROR(gpu->CheckStep(plan.gpu, plan.options, layers, stream));
+
+  std::vector<std::vector<PendingAppend>> appends(num_layers);
+  const auto may_evict_for = [&](const TenantStore& tenant) -> absl::Status {
+    int64_t bytes = 0;
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      if (&plan.sequences[i]->account() != &tenant.account()) continue;
+      for (int layer = 0; layer < num_layers; ++layer) {
+        bytes += plan.sequences[i]->layer(layer).AppendBytes(num_rows(i));
+      }
+    }
+    return tenant.CheckRoom(keep, bytes);
+  };
+  for (int layer = 0; layer < num_layers; ++layer) {
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      StoredSequence& sequence = *plan.sequences[i];
+      const std::shared_ptr<TenantStore> tenant = sequence.tenant();
+      if (tenant == nullptr) return SequenceNotFound();
+      WAVEKV_ASSIGN_OR_RETURN(PendingAppend append,
+                              tenant->WithEviction(
+                                  keep, [&] { return may_evict_for(*tenant); },
+                                  [&] {
+                                    return sequence.layer(layer).PrepareAppend(sequence.account(),
+                                                                               num_rows(i));
+                                  }));
+      appends[layer].push_back(std::move(append));
+    }
+  }
+
+  std::vector<std::vector<AppendRun>> runs(num_layers);
+  auto chunks = std::make_shared<std::vector<std::shared_ptr<RowChunk>>>();
+  for (int layer = 0; layer < num_layers; ++layer) {
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      int64_t row = plan.cu_seqlens[i];
+      for (const RowSlice& slice : appends[layer][i].slices()) {
+        const RowChunk& chunk = *slice.chunk;
+        runs[layer].push_back({nullptr, nullptr, row, slice.count, chunk.keys(0, slice.row),
+                               chunk.values(0, slice.row), chunk.keys(1, 0) - chunk.keys(0, 0)});
+        chunks->push_back(slice.chunk);
+        row += slice.count;
+      }
+      LayerCache& cache = plan.sequences[i]->layer(layer);
+      cache.Commit(std::move(appends[layer][i]));
+      // The segments stay as pinned; a merge may have put others in their place meanwhile.
+      LayerContents contents = cache.Snapshot();
+      layers[layer][i].contents.sinks = std::move(contents.sinks);
+      layers[layer][i].contents.tail = std::move(contents.tail);
+    }
+  }
+  for (const auto& sequence : plan.sequences) sequence->Touch();
+  appended_tokens += plan.cu_seqlens.back();
+  return gpu->BeginStep(plan.gpu, layers, runs, std::move(chunks), stream);
 }
 
 FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer, BlockReader::TimePoint deadline) {

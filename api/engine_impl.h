@@ -13,6 +13,7 @@
 #include "api/append_source.h"
 #include "api/attend_step.h"
 #include "api/build_queue.h"
+#include "api/gpu_engine.h"
 #include "api/step_observer.h"
 #include "buffer/row_tiers.h"
 #include "compute/backend.h"
@@ -31,9 +32,15 @@ struct PlanState {
   uint32_t step = 0;
   int last_layer = 0;
   AttendWorkspace workspace;
+  GpuPlan gpu;
+  bool step_has_begun = false;
+  AttendStats last_stats;
 };
 
 TenantStats StatsOf(const TenantStore& tenant);
+
+// What CUDA engines open, where it is set: for tests on machines without a GPU.
+std::shared_ptr<Gpu>& GpuForTests();
 
 struct Engine::Impl {
   EngineOptions options;
@@ -41,6 +48,7 @@ struct Engine::Impl {
   std::shared_ptr<Executor> executor;
   std::unique_ptr<Backend> backend;
   std::shared_ptr<RowTiers> row_tiers;     // nullptr: all is in the arena
+  std::unique_ptr<GpuEngine> gpu;          // nullptr: on the processor
   std::unique_ptr<StepObserver> observer;  // outlives builds
   std::unique_ptr<BuildQueue> builds;
 
@@ -71,7 +79,8 @@ struct Engine::Impl {
 
   // REQUIRES: layer, batch and the source's views have been checked.
   absl::Status Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
-                      absl::Span<const int32_t> cu_seqlens, int layer, const AppendSource& source);
+                      absl::Span<const int32_t> cu_seqlens, int layer, const AppendSource& source,
+                      Stream stream);
 
   // Where rows go: keys and values of kv head 0, and the bytes from one kv head to the next.
   struct RowTarget {
@@ -84,6 +93,24 @@ struct Engine::Impl {
   // INVALID_ARGUMENT when a number is not finite in the stored type. tasks: as AddConvertTasks adds
   // them.
   absl::Status Convert(absl::Span<ConvertRowsTask> tasks) const;
+
+  template <typename Use>
+  void ForEachRun(const std::vector<PendingAppend>& appends, absl::Span<const int32_t> cu_seqlens,
+                  absl::Span<const int64_t> lengths, const AppendSource& source,
+                  const Use& use) const;
+  void AddStagingTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
+                       std::byte* keys, std::byte* values,
+                       std::vector<ConvertRowsTask>& tasks) const;
+  // Room for the plan's rows in every layer, appended but not written; for a GPU, also its tables.
+  absl::Status BeginStep(PlanState& plan, Stream stream);
+
+  // Copy rows that have been claimed. `lengths`: of the layer before them.
+  absl::Status AppendOnCpu(const std::vector<PendingAppend>& appends,
+                           absl::Span<const int32_t> cu_seqlens, absl::Span<const int64_t> lengths,
+                           const AppendSource& source) const;
+  absl::Status AppendOnGpu(const std::vector<PendingAppend>& appends,
+                           absl::Span<const int32_t> cu_seqlens, absl::Span<const int64_t> lengths,
+                           const AppendSource& source, Stream stream) const;
 
   // Converts rows [row, row + num_rows) of the batch to nowhere, for the check alone.
   absl::Status CheckFinite(const AppendSource& source, size_t sequence, int64_t row,

@@ -131,6 +131,7 @@ TenantStats StatsOf(const TenantStore& tenant) {
 }
 
 EngineStats Engine::stats() const {
+  if (impl_->gpu != nullptr) impl_->gpu->context().Collect();  // what has run is not used any more
   EngineStats stats;
   const auto tenants = impl_->AllTenants();
   stats.tenants = static_cast<int64_t>(tenants.size());

@@ -6,7 +6,11 @@
 
 namespace wavekv {
 
+void EngineTestPeer::UseGpu(std::shared_ptr<Gpu> gpu) { GpuForTests() = std::move(gpu); }
+
 void EngineTestPeer::FailAllocations(Engine& engine, int64_t after, int64_t count) {
+  // What kernels were reading is free by now: else a refused call would try again behind it.
+  if (count > 0 && engine.impl_->gpu != nullptr) engine.impl_->gpu->context().CollectAll();
   engine.impl_->context->arena->FailAllocations(after, count);
 }
 
@@ -20,6 +24,7 @@ BackingFaults& EngineTestPeer::Faults(Engine& engine) {
 
 void EngineTestPeer::WaitUntilAdmitted(const Engine& engine) {
   if (engine.impl_->row_tiers != nullptr) engine.impl_->row_tiers->WaitUntilAdmitted();
+  if (engine.impl_->gpu != nullptr) engine.impl_->gpu->context().CollectAll();
 }
 
 int64_t EngineTestPeer::BackingBytesUsed(const Engine& engine, const std::string& tenant_id) {
@@ -47,7 +52,8 @@ void EngineTestPeer::EmptyCache(Engine& engine) {
 }
 
 absl::Span<std::byte> EngineTestPeer::ArenaMemory(Engine& engine) {
-  return engine.impl_->context->arena->memory();
+  const class ArenaMemory& memory = engine.impl_->context->arena->memory();
+  return absl::MakeSpan(memory.data(), static_cast<size_t>(memory.bytes()));
 }
 
 void EngineTestPeer::PauseBuilds(Engine& engine, bool paused) {

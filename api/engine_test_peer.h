@@ -3,6 +3,7 @@
 #define WAVEKV_API_ENGINE_TEST_PEER_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,9 +15,14 @@
 
 namespace wavekv {
 
+class Gpu;
+
 // Threads: safe, as Engine.
 class EngineTestPeer {
  public:
+  // Makes engines of Device::kCuda that are opened from now on run on this one; nullptr: on CUDA's.
+  static void UseGpu(std::shared_ptr<Gpu> gpu);
+
   // After `after` more allocations in the arena, the next `count` are refused as if it was full,
   // whoever makes them: an append or a background build. (0, 0) ends it.
   static void FailAllocations(Engine& engine, int64_t after, int64_t count);
@@ -26,7 +32,7 @@ class EngineTestPeer {
 
   // Plants a failure under the backing file. REQUIRES: the engine has TierOptions.
   static BackingFaults& Faults(Engine& engine);
-  // Waits until the cache has what ended calls have read.
+  // Waits until the cache has what ended calls have read, and until kernels have read it.
   static void WaitUntilAdmitted(const Engine& engine);
   // Bytes of the file that a tenant's segments hold. REQUIRES: the tenant is open, and the engine
   // has TierOptions.

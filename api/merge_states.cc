@@ -25,8 +25,10 @@ int64_t ElementOffset(const TensorView& tensor, int64_t row, int64_t head) {
 
 }  // namespace
 
-absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const PerHeadView> lses,
-                         LseBase base, const MutableTensorView& output, const PerHeadView& lse) {
+absl::Status CheckMergeArguments(absl::Span<const TensorView> outputs,
+                                 absl::Span<const PerHeadView> lses, LseBase base,
+                                 const MutableTensorView& output, const PerHeadView& lse,
+                                 bool device_too) {
   if (outputs.empty() || outputs.size() != lses.size()) {
     return absl::InvalidArgumentError(
         fmt::format("outputs and lses must be equally many and at least one, got {} and {}",
@@ -42,16 +44,28 @@ absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const 
                     "[{}, {}, {}]",
                     output.num_rows, output.num_heads, output.head_dim));
   }
-  const ExpectedTensor expected{"outputs[]", output.num_rows, output.num_heads, output.head_dim};
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"output", output.num_rows, output.num_heads, output.head_dim}, output));
+  const ExpectedTensor expected{"outputs[]", output.num_rows, output.num_heads, output.head_dim,
+                                device_too};
+  WAVEKV_RETURN_IF_ERROR(CheckTensor(
+      {"output", output.num_rows, output.num_heads, output.head_dim, device_too}, output));
   WAVEKV_RETURN_IF_ERROR(CheckPerHead("lse", output.num_rows, output.num_heads, lse));
   for (size_t s = 0; s < outputs.size(); ++s) {
     WAVEKV_RETURN_IF_ERROR(CheckTensor(expected, outputs[s]));
+    WAVEKV_RETURN_IF_ERROR(
+        CheckSameMemory("outputs[]", outputs[s].memory, "output", output.memory));
     WAVEKV_RETURN_IF_ERROR(CheckPerHead("lses[]", output.num_rows, output.num_heads, lses[s]));
     if (lses[s].data == nullptr && output.num_rows > 0) {
       return absl::InvalidArgumentError(fmt::format("lses[{}].data must not be null", s));
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MergeStates(absl::Span<const TensorView> outputs, absl::Span<const PerHeadView> lses,
+                         LseBase base, const MutableTensorView& output, const PerHeadView& lse) {
+  WAVEKV_RETURN_IF_ERROR(
+      CheckMergeArguments(outputs, lses, base, output, lse, /*device_too=*/false));
+  for (size_t s = 0; s < outputs.size(); ++s) {
     for (int64_t row = 0; row < output.num_rows; ++row) {
       for (int64_t head = 0; head < output.num_heads; ++head) {
         const float value = LoadLse(lses[s], row, head);

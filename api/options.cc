@@ -14,6 +14,9 @@
 namespace wavekv {
 namespace {
 
+// Less would not hold the tables of a step over a few sequences.
+constexpr int64_t kStagingBytesMin = int64_t{1} << 20;
+
 template <typename... Args>
 absl::Status Invalid(fmt::format_string<Args...> format, Args&&... args) {
   return absl::InvalidArgumentError(fmt::format(format, std::forward<Args>(args)...));
@@ -143,6 +146,14 @@ absl::Status ValidateTiers(const TierOptions& tiers, const IndexOptions& index) 
   return absl::OkStatus();
 }
 
+absl::Status ValidateGpu(const GpuOptions& gpu) {
+  constexpr int64_t kMost = int64_t{1} << 60;
+  WAVEKV_RETURN_IF_ERROR(
+      CheckRange("gpu.device", gpu.device, 0, std::numeric_limits<int>::max() - 1));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("gpu.workspace_bytes", gpu.workspace_bytes, 0, kMost));
+  return CheckRange("gpu.staging_bytes", gpu.staging_bytes, kStagingBytesMin, kMost);
+}
+
 absl::Status ValidateBudget(const char* field, const Budget& budget) {
   if (!budget.is_ratio() || (budget.ratio() >= 0.0 && budget.ratio() <= 1.0)) {
     return absl::OkStatus();
@@ -164,6 +175,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   if (options.device != Device::kCpu && options.device != Device::kCuda) {
     return Invalid("device must be kCpu or kCuda, got {}", static_cast<int>(options.device));
   }
+  WAVEKV_RETURN_IF_ERROR(ValidateGpu(options.gpu));
   return ValidateQuota("default_quota", options.default_quota);
 }
 
@@ -181,6 +193,9 @@ absl::Status ValidateAttendOptions(const AttendOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateBudget("open", options.open));
   if (!(options.target_error >= 0.0) || !std::isfinite(options.target_error)) {
     return Invalid("target_error must be finite and >= 0, got {}", options.target_error);
+  }
+  if (options.reserve_tokens < 0) {
+    return Invalid("reserve_tokens must be >= 0, got {}", options.reserve_tokens);
   }
   if (options.target_error > 0.0 && options.zones == Zones::kPaper) {
     return Invalid("target_error must be 0 with zones kPaper, which leaves clusters out, got {}",
@@ -212,9 +227,10 @@ int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens, int64_t 
     const ClusterIndexShape sealed = {
         shape,    index.statistics, ResolveCodeBits(index.code_bits, model.head_dim_k),
         clusters, supers,           tokens};
-    return model.num_kv_heads * Arena::RoundUp(options.tiers.directory.empty()
-                                                   ? ClusterIndexBytes(sealed)
-                                                   : ClusterIndexOverheadBytes(sealed));
+    int64_t head_bytes = options.tiers.directory.empty() ? ClusterIndexBytes(sealed)
+                                                         : ClusterIndexOverheadBytes(sealed);
+    if (options.device == Device::kCuda) head_bytes += kIndexRecordBytes;
+    return model.num_kv_heads * Arena::RoundUp(head_bytes);
   };
   // The smallest cut has the largest share of padding.
   const int64_t cuts = num_tokens / index.update_tokens + 1;

@@ -75,6 +75,17 @@ struct TierOptions {
   int prefault_threads = 0;         // that touch the cache's pages at Open; 0: steps do
 };
 
+// Of a Device::kCuda engine. All its memory is reserved at Open.
+struct GpuOptions {
+  int device = 0;  // as the CUDA runtime numbers them, from 0 on
+  // Device memory beside the arena: what steps and builds work in. 0: what builds need, and a
+  // quarter of the arena, at least 64 MiB and at most 2 GiB, for steps.
+  int64_t workspace_bytes = 0;
+  // Pinned host memory through which small tables and tensors of the host go to the device; at
+  // least 1 MiB.
+  int64_t staging_bytes = int64_t{64} << 20;
+};
+
 struct EngineOptions {
   ModelSpec model;
   IndexOptions index;
@@ -84,7 +95,10 @@ struct EngineOptions {
   int build_threads = 1;    // that seal segments in the background; at least 1
   std::shared_ptr<Executor> executor;  // the caller's own threads in place of worker_threads
   TenantQuota default_quota;           // of tenants that are opened without one
+  // kCuda: the arena is the device's memory, and arena_bytes and TenantQuota::host_bytes are bytes
+  // of it. TierOptions are UNIMPLEMENTED there.
   Device device = Device::kCpu;
+  GpuOptions gpu;
   // Where the engine writes, when it closes, what its calls and builds did when: Chrome's trace
   // JSON of the newest 65,536 events, for chrome://tracing or ui.perfetto.dev. Empty: nothing is
   // kept. Each engine needs a path of its own. INVALID_ARGUMENT from Open when the file cannot be
@@ -102,7 +116,7 @@ WAVEKV_EXPORT absl::Status ValidateTenantQuota(const TenantQuota& quota);
 // num_sequences growing tails, and the segments that are being built: an estimate from above for
 // sizing, as clusters are split by the data. With TierOptions rows are in the arena only until they
 // are sealed: a prompt that is appended faster fills it, Append says RESOURCE_EXHAUSTED, and goes
-// on after WaitForBuilds. REQUIRES: valid options but for arena_bytes.
+// on after WaitForBuilds. Depends on the device. REQUIRES: valid options but for arena_bytes.
 WAVEKV_EXPORT int64_t ArenaBytesFor(const EngineOptions& options, int64_t num_tokens,
                                     int64_t num_sequences = 1);
 
@@ -159,6 +173,10 @@ struct AttendOptions {
   // for every query head of a GQA group: `retrieval` and `sketch` become what is read at most. 0:
   // read what they say. kSketch and kClusters only. An estimate, not a bound.
   double target_error = 0.0;
+  // Not 0: the plan is for steps between BeginStep and EndStep, and has room for sequences of up to
+  // so many tokens at addresses that stay, so that a step can be captured in a CUDA graph. Each
+  // sequence of the batch has at most kDecodeRowsMax rows.
+  int64_t reserve_tokens = 0;
   // kSecondOrder errs a third less on real keys (docs/wave_index.md); with kLowerBound every
   // cluster's estimated mass is a lower bound of the true one, up to the rounding of the stored
   // centroids, and so is the log-sum-exp returned for kClusters. kPaper always takes kLowerBound.

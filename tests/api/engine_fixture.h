@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/api/on_device.h"
 #include "tests/testing/model_sequence.h"
 #include "tests/testing/random.h"
 #include "wavekv/engine.h"
@@ -17,7 +18,7 @@
 namespace wavekv::testing {
 
 // One sequence in an engine, and its model.
-class EngineFixture : public ::testing::Test {
+class EngineHarness : public OnDevice {
  protected:
   static EngineOptions SmallOptions() {
     EngineOptions options;
@@ -34,7 +35,8 @@ class EngineFixture : public ::testing::Test {
     return options;
   }
 
-  void Open(const EngineOptions& options) {
+  void Open(EngineOptions options) {
+    options.device = device();
     auto engine = Engine::Open(options);
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
@@ -138,6 +140,12 @@ class EngineFixture : public ::testing::Test {
   Tenant tenant_;
   Sequence sequence_;
   std::unique_ptr<ModelSequence> expected_;
+};
+
+// On each of TestDevices().
+class EngineFixture : public EngineHarness, public ::testing::WithParamInterface<TestDevice> {
+ protected:
+  TestDevice test_device() const override { return GetParam(); }
 };
 
 }  // namespace wavekv::testing

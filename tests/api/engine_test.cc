@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -22,14 +23,14 @@ using ::wavekv::testing::ModelSequence;
 
 class EngineTest : public testing::EngineFixture {};
 
-TEST_F(EngineTest, EmptySequenceAnswersNothing) {
+TEST_P(EngineTest, EmptySequenceAnswersNothing) {
   Open(SmallOptions());
   const Answer answer = Attend(0, RandomQueries(1), {});
   EXPECT_EQ(answer.output, std::vector<float>(model_.num_q_heads * model_.head_dim_v, 0.0f));
   for (float lse : answer.lse) EXPECT_EQ(lse, -std::numeric_limits<float>::infinity());
 }
 
-TEST_F(EngineTest, SequencesShorterThanTheSteadyZoneAreExact) {
+TEST_P(EngineTest, SequencesShorterThanTheSteadyZoneAreExact) {
   Open(SmallOptions());
   for (int64_t length : {1, 3, 4, 5, 67, 68, 69, 70}) {
     while (expected_->length(0) < length) AppendRandom(1);
@@ -37,7 +38,7 @@ TEST_F(EngineTest, SequencesShorterThanTheSteadyZoneAreExact) {
   }
 }
 
-TEST_F(EngineTest, UnsealedTokensAreExactAtAnyBudget) {
+TEST_P(EngineTest, UnsealedTokensAreExactAtAnyBudget) {
   EngineOptions options = SmallOptions();
   options.index.segment_tokens = 65536;
   options.index.update_tokens = 65536;
@@ -46,7 +47,7 @@ TEST_F(EngineTest, UnsealedTokensAreExactAtAnyBudget) {
   ExpectExact(0, 1, {});
 }
 
-TEST_F(EngineTest, BudgetOneIsExactOverSealedSegments) {
+TEST_P(EngineTest, BudgetOneIsExactOverSealedSegments) {
   Open(SmallOptions());
   AppendRandom(2000);
   AppendRandom(1);
@@ -58,7 +59,7 @@ TEST_F(EngineTest, BudgetOneIsExactOverSealedSegments) {
   ExpectExact(1, 1, by_tokens);
 }
 
-TEST_F(EngineTest, CausalRowsOfAChunkSeeTheirOwnPast) {
+TEST_P(EngineTest, CausalRowsOfAChunkSeeTheirOwnPast) {
   Open(SmallOptions());
   AppendRandom(700);
   AppendRandom(650);  // cut into segments while its own rows have yet to be asked about
@@ -70,7 +71,7 @@ TEST_F(EngineTest, CausalRowsOfAChunkSeeTheirOwnPast) {
   ExpectExact(1, 40, all);
 }
 
-TEST_F(EngineTest, RowsInsideASealedSegmentAreAnsweredExactlyWhateverTheBudget) {
+TEST_P(EngineTest, RowsInsideASealedSegmentAreAnsweredExactlyWhateverTheBudget) {
   Open(SmallOptions());
   AppendRandom(612);  // positions [4, 516) are one segment, and the first rows stand inside it
   WaitForBuilds();
@@ -80,7 +81,7 @@ TEST_F(EngineTest, RowsInsideASealedSegmentAreAnsweredExactlyWhateverTheBudget) 
   ExpectExact(0, 300, nothing);
 }
 
-TEST_F(EngineTest, LseComesInTheBaseAskedFor) {
+TEST_P(EngineTest, LseComesInTheBaseAskedFor) {
   Open(SmallOptions());
   AppendRandom(100);
   AttendOptions options = AttendOptions::Exact();
@@ -88,7 +89,8 @@ TEST_F(EngineTest, LseComesInTheBaseAskedFor) {
   ExpectExact(0, 3, options);
 }
 
-TEST_F(EngineTest, TheIndexTakesAtMostEightPercent) {
+TEST_P(EngineTest, TheIndexTakesAtMostEightPercent) {
+  if (test_device() == testing::TestDevice::kEmulatedGpu) GTEST_SKIP() << "takes a minute";
   // Of the bytes of K and V with default options, at the head_dim of most models.
   EngineOptions options;
   options.model = {.num_layers = 1, .num_q_heads = 2, .num_kv_heads = 1, .head_dim_k = 128};
@@ -110,7 +112,7 @@ TEST_F(EngineTest, TheIndexTakesAtMostEightPercent) {
   EXPECT_LE(static_cast<double>(index_bytes), 0.08 * static_cast<double>(kv_bytes));
 }
 
-TEST_F(EngineTest, StatisticsAddUp) {
+TEST_P(EngineTest, StatisticsAddUp) {
   Open(SmallOptions());
   AppendRandom(3000);
   AppendRandom(1);
@@ -147,7 +149,8 @@ class BackwardsExecutor : public Executor {
   int64_t num_tasks_ = 0;
 };
 
-TEST_F(EngineTest, TheCallersExecutorDoesTheWorkInAnyOrder) {
+TEST_P(EngineTest, TheCallersExecutorDoesTheWorkInAnyOrder) {
+  if (!on_cpu()) GTEST_SKIP() << "of the processor's threads";
   const auto executor = std::make_shared<BackwardsExecutor>();
   EngineOptions options = SmallOptions();
   options.executor = executor;
@@ -161,7 +164,7 @@ TEST_F(EngineTest, TheCallersExecutorDoesTheWorkInAnyOrder) {
   EXPECT_GT(executor->num_tasks(), appended);
 }
 
-TEST_F(EngineTest, DescribeListsEverySegment) {
+TEST_P(EngineTest, DescribeListsEverySegment) {
   Open(SmallOptions());
   AppendRandom(1300);
   AppendRandom(1);
@@ -191,7 +194,7 @@ TEST_F(EngineTest, DescribeListsEverySegment) {
   EXPECT_EQ(stats.segments_sealed(), 6);
 }
 
-TEST_F(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {
+TEST_P(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {
   std::vector<float> first_output;
   for (int threads : {1, 2, 5}) {
     EngineOptions options = SmallOptions();
@@ -208,9 +211,10 @@ TEST_F(EngineTest, ResultsDoNotDependOnTheNumberOfThreads) {
   }
 }
 
-TEST_F(EngineTest, AnArenaSizedForSomeTokensHoldsThem) {
+TEST_P(EngineTest, AnArenaSizedForSomeTokensHoldsThem) {
   for (int64_t tokens : {100, 1000, 5000}) {
     EngineOptions options = SmallOptions();
+    options.device = device();
     options.arena_bytes = ArenaBytesFor(options, tokens);
     EXPECT_LT(options.arena_bytes, 3 * tokens * options.model.token_bytes() * 2 + (4 << 20));
     Open(options);
@@ -222,7 +226,7 @@ TEST_F(EngineTest, AnArenaSizedForSomeTokensHoldsThem) {
   }
 }
 
-TEST_F(EngineTest, PagedSourcesGiveTheSameAsPackedRows) {
+TEST_P(EngineTest, PagedSourcesGiveTheSameAsPackedRows) {
   Open(SmallOptions());
   const int64_t rows = 300;
   const int64_t page_tokens = 16;
@@ -272,7 +276,7 @@ TEST_F(EngineTest, PagedSourcesGiveTheSameAsPackedRows) {
   EXPECT_EQ(sequence_.length(), rows);
 }
 
-TEST_F(EngineTest, ForkSharesAndThenParts) {
+TEST_P(EngineTest, ForkSharesAndThenParts) {
   Open(SmallOptions());
   AppendRandom(1400);
   WaitForBuilds();
@@ -294,7 +298,7 @@ TEST_F(EngineTest, ForkSharesAndThenParts) {
   ExpectExact(1, 2, AttendOptions::Exact());
 }
 
-TEST_F(EngineTest, TruncateInsideASealedSegmentKeepsTheSurvivors) {
+TEST_P(EngineTest, TruncateInsideASealedSegmentKeepsTheSurvivors) {
   Open(SmallOptions());
   AppendRandom(1400);
   AppendRandom(1);
@@ -311,7 +315,7 @@ TEST_F(EngineTest, TruncateInsideASealedSegmentKeepsTheSurvivors) {
   }
 }
 
-TEST_F(EngineTest, DegenerateKeysAreAnsweredExactlyAtBudgetOneAndFinitelyBelow) {
+TEST_P(EngineTest, DegenerateKeysAreAnsweredExactlyAtBudgetOneAndFinitelyBelow) {
   struct Case {
     const char* name;
     float base;
@@ -343,10 +347,19 @@ struct ShapeCase {
   int num_kv_heads;
 };
 
-class EngineShapeTest : public EngineTest, public ::testing::WithParamInterface<ShapeCase> {};
+class EngineShapeTest
+    : public testing::EngineHarness,
+      public ::testing::WithParamInterface<std::tuple<testing::TestDevice, ShapeCase>> {
+ protected:
+  testing::TestDevice test_device() const override { return std::get<0>(GetParam()); }
+};
 
 TEST_P(EngineShapeTest, BudgetOneIsNaiveAttention) {
-  const ShapeCase& shape = GetParam();
+  const ShapeCase& shape = std::get<1>(GetParam());
+  // tests/cuda/attend_rows_test goes through all shapes of all types there.
+  if (test_device() == testing::TestDevice::kEmulatedGpu && shape.dtype != DType::kBFloat16) {
+    GTEST_SKIP() << "one type is enough on the emulator";
+  }
   EngineOptions options = SmallOptions();
   options.model.num_layers = 1;
   options.model.kv_dtype = shape.dtype;
@@ -374,15 +387,19 @@ std::vector<ShapeCase> ShapeCases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, EngineShapeTest, ::testing::ValuesIn(ShapeCases()),
+INSTANTIATE_TEST_SUITE_P(Shapes, EngineShapeTest,
+                         ::testing::Combine(testing::TestDevices(),
+                                            ::testing::ValuesIn(ShapeCases())),
                          [](const auto& shape) {
-                           const ShapeCase& c = shape.param;
-                           return std::string(DTypeName(c.dtype)) + "_dk" +
-                                  std::to_string(c.head_dim_k) + "_dv" +
-                                  std::to_string(c.head_dim_v) + "_q" +
+                           const ShapeCase& c = std::get<1>(shape.param);
+                           return std::string(NameOf(std::get<0>(shape.param))) + "_" +
+                                  DTypeName(c.dtype) + "_dk" + std::to_string(c.head_dim_k) +
+                                  "_dv" + std::to_string(c.head_dim_v) + "_q" +
                                   std::to_string(c.num_q_heads) + "_kv" +
                                   std::to_string(c.num_kv_heads);
                          });
+
+WAVEKV_ON_EACH_DEVICE(EngineTest);
 
 }  // namespace
 }  // namespace wavekv

@@ -95,6 +95,14 @@ std::vector<BadOption> BadOptions() {
       {"build_threads", "got 4097", [](auto& o) { o.build_threads = 4097; }},
       {"device", "got 0", [](auto& o) { o.device = Device{0}; }},
       {"device", "got 3", [](auto& o) { o.device = Device{3}; }},
+      {"gpu.device", "got -1", [](auto& o) { o.gpu.device = -1; }},
+      {"gpu.device", "got 2147483647",
+       [](auto& o) { o.gpu.device = std::numeric_limits<int>::max(); }},
+      {"gpu.workspace_bytes", "got -1", [](auto& o) { o.gpu.workspace_bytes = -1; }},
+      {"gpu.workspace_bytes", "got 9223372036854775807",
+       [](auto& o) { o.gpu.workspace_bytes = std::numeric_limits<int64_t>::max(); }},
+      {"gpu.staging_bytes", "got 0", [](auto& o) { o.gpu.staging_bytes = 0; }},
+      {"gpu.staging_bytes", "got 1048575", [](auto& o) { o.gpu.staging_bytes = (1 << 20) - 1; }},
       {"default_quota.host_bytes", "got -1", [](auto& o) { o.default_quota.host_bytes = -1; }},
       {"default_quota.max_sequences", "got -5",
        [](auto& o) { o.default_quota.max_sequences = -5; }},
@@ -165,6 +173,7 @@ TEST(OptionsTest, LimitsThemselvesAreAllowed) {
       [](auto& o) { o.arena_bytes = std::numeric_limits<int64_t>::max(); },
       [](auto& o) { o.worker_threads = 4096; },
       [](auto& o) { o.build_threads = 4096; },
+      [](auto& o) { o.gpu.staging_bytes = 1 << 20; },
       [](auto& o) { o.default_quota.host_bytes = std::numeric_limits<int64_t>::max(); },
       [](auto& o) { o.default_quota.on_limit = TenantQuota::OnLimit::kEvictOwn; },
   };
@@ -183,13 +192,29 @@ TEST(OptionsTest, ArenaTheMachineCannotMapIsResourceExhausted) {
   EXPECT_THAT(Message(status), HasSubstr("arena_bytes"));
 }
 
-TEST(OptionsTest, DeviceOfAnotherBuildIsNotOpened) {
+TEST(OptionsTest, DeviceThatBuildOrMachineLacksIsNotOpened) {
   EngineOptions options = ValidOptions();
   options.device = Device::kCuda;
   const absl::Status status = Engine::Open(options).status();
+  if (status.ok()) GTEST_SKIP() << "there is a GPU";
   EXPECT_TRUE(status.code() == absl::StatusCode::kUnimplemented ||
               status.code() == absl::StatusCode::kUnavailable)
       << status;
+}
+
+TEST(OptionsTest, ArenaOfAGpuHasRoomForARecordOfEachSealedHead) {
+  EngineOptions options = ValidOptions();
+  int num_larger = 0;  // extents are whole blocks, so that not every one grows
+  for (options.index.update_tokens = 64; options.index.update_tokens <= 8192;
+       options.index.update_tokens *= 2) {
+    const int64_t tokens = 4 * 8192;
+    options.device = Device::kCpu;
+    const int64_t on_cpu = ArenaBytesFor(options, tokens);
+    options.device = Device::kCuda;
+    EXPECT_GE(ArenaBytesFor(options, tokens), on_cpu) << options.index.update_tokens;
+    num_larger += ArenaBytesFor(options, tokens) > on_cpu ? 1 : 0;
+  }
+  EXPECT_GT(num_larger, 0);
 }
 
 TEST(OptionsTest, BadTenantQuotasAreRefusedByName) {
@@ -316,7 +341,8 @@ constexpr char kFullConfig[] = R"(
       replacement: "slru"
       prefault_threads: 4
     }
-    device: CUDA)";
+    device: CUDA
+    gpu { device: 1 workspace_bytes: 3000000 staging_bytes: 2000000 })";
 
 TEST(EngineConfigTest, EveryFieldReachesTheOptions) {
   const auto options = ParseEngineOptions(kFullConfig);
@@ -356,6 +382,9 @@ TEST(EngineConfigTest, EveryFieldReachesTheOptions) {
   EXPECT_EQ(options->tiers.replacement, "slru");
   EXPECT_EQ(options->tiers.prefault_threads, 4);
   EXPECT_EQ(options->device, Device::kCuda);
+  EXPECT_EQ(options->gpu.device, 1);
+  EXPECT_EQ(options->gpu.workspace_bytes, 3000000);
+  EXPECT_EQ(options->gpu.staging_bytes, 2000000);
   EXPECT_EQ(options->executor, nullptr);
 }
 
@@ -454,6 +483,9 @@ TEST(EngineConfigTest, ValuesOutOfRangeAreRefusedByTheFieldsOwnName) {
       {"build_threads: 0", "build_threads"},
       {"device: DEVICE_UNSPECIFIED", "device"},
       {"device: 257", "device"},
+      {"gpu { device: 4294967295 }", "gpu.device"},
+      {"gpu { workspace_bytes: 18446744073709551615 }", "gpu.workspace_bytes"},
+      {"gpu { staging_bytes: 1000 }", "gpu.staging_bytes"},
       {"default_quota { on_limit: ON_LIMIT_UNSPECIFIED }", "default_quota.on_limit"},
       {"default_quota { on_limit: 258 }", "default_quota.on_limit"},
   };

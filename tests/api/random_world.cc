@@ -322,6 +322,7 @@ void RandomWorld::Drain() {
 absl::Status RandomWorld::CheckInvariants() {
   const bool audits = step_ % kStepsPerAudit == 0;
   if (builds_ == Builds::kAnyTime && audits) Drain();
+  if (audits) EngineTestPeer::WaitUntilAdmitted(*engine_);
   const bool quiet = builds_ == Builds::kBetweenSteps;
   WAVEKV_RETURN_IF_ERROR(state_.Check(*engine_, quiet));
   if (!audits) return absl::OkStatus();

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
 #include "tests/storage_cases/case_world.h"
@@ -131,6 +132,13 @@ absl::StatusOr<CaseResult> RunStorageTest(const v1::StorageTestCase& test_case) 
     if (!result.steps.back().passed()) break;
   }
   return result;
+}
+
+bool LacksDevice(const v1::StorageTestCase& test_case, const absl::Status& status) {
+  if (test_case.given().device() != v1::CUDA) return false;
+  // The same codes are also those of what a GPU cannot do.
+  return (absl::IsUnavailable(status) || absl::IsUnimplemented(status)) &&
+         absl::StartsWith(status.message(), "CUDA: ");
 }
 
 }  // namespace wavekv::testing

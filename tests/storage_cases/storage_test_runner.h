@@ -39,6 +39,10 @@ struct CaseResult {
 // REQUIRES: the case comes from LoadStorageTests.
 absl::StatusOr<CaseResult> RunStorageTest(const v1::StorageTestCase& test_case);
 
+// Whether a case did not run, with this status, because it asks for a device that is not here: it
+// has neither passed nor failed.
+bool LacksDevice(const v1::StorageTestCase& test_case, const absl::Status& status);
+
 }  // namespace wavekv::testing
 
 #endif  // WAVEKV_TESTS_STORAGE_CASES_STORAGE_TEST_RUNNER_H_

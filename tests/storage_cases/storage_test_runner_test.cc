@@ -333,6 +333,30 @@ TEST(StorageTestRunnerTest, AnswersOverOtherTokensThanTheEnginesWouldBeSeen) {
   EXPECT_NE(Rows(one, {0, 0, 1, 2, 32}), Rows(one, {0, 1, 1, 2, 32}));
 }
 
+TEST(StorageTestRunnerTest, ACaseForAGpuThatIsNotHereIsSkippedAndNoOther) {
+  const auto suite =
+      ParseStorageTests("test", CaseOf(std::string("given { device: CUDA }\n  ") + kAppend));
+  ASSERT_TRUE(suite.ok()) << suite.status();
+  const auto result = RunStorageTest(suite->cases(0));
+  if (result.ok()) {
+    EXPECT_TRUE(result->passed()) << result->Failure();
+  } else {
+    EXPECT_TRUE(LacksDevice(suite->cases(0), result.status())) << result.status();
+  }
+
+  // Whatever the machine, no GPU takes this.
+  const auto tiers = ParseStorageTests(
+      "test",
+      CaseOf(std::string(
+                 "given { device: CUDA tiers { directory: \"/tmp\" cache_bytes: 4096 } }\n  ") +
+             kAppend));
+  ASSERT_TRUE(tiers.ok()) << tiers.status();
+  const absl::Status refused = RunStorageTest(tiers->cases(0)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_FALSE(LacksDevice(tiers->cases(0), refused));
+  EXPECT_FALSE(LacksDevice(v1::StorageTestCase(), absl::UnavailableError("CUDA: no device")));
+}
+
 TEST(TensorRowsTest, RowsDoNotDependOnHowTheyAreCut) {
   v1::TensorSource gaussian, clustered;
   gaussian.mutable_gaussian()->set_seed(5);

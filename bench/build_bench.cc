@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "bench/bench_main.h"
+#include "bench/device_option.h"
 #include "bench/synthetic_layer.h"
 #include "cpu/cpu_backend.h"
 #include "fmt/format.h"
@@ -199,11 +200,21 @@ struct Prompt {
   bench::LayerRows rows;
 };
 
+Device& EngineDevice() {
+  static Device device = Device::kCpu;
+  return device;
+}
+
 void BM_BuildLayer(benchmark::State& state) {
   std::string error;
   const Prompt* const prompt = Prompt::Get(state.range(0), &error);
   if (prompt == nullptr) return state.SkipWithError(error.c_str());
-  const auto engine = Engine::Open(prompt->layer.Options());
+  EngineOptions options = prompt->layer.Options(EngineDevice());
+  if (options.device == Device::kCuda) {
+    options.build_threads = 2;  // one prepares while the device works for the other
+    options.gpu.staging_bytes += prompt->layer.spec().kv_bytes();  // it is appended at once
+  }
+  const auto engine = Engine::Open(options);
   if (!engine.ok()) return state.SkipWithError(engine.status().ToString().c_str());
   const Tenant tenant = *(*engine)->OpenTenant("bench");
   for (auto _ : state) {
@@ -258,8 +269,11 @@ int main(int argc, char** argv) {
   return wavekv::bench::BenchMain(
       argc, argv,
       {wavekv::bench::NumbersOption("tokens", "length of the layer's prompt", 2048,
-                                    int64_t{1} << 24, &tokens)},
+                                    int64_t{1} << 24, &tokens),
+       wavekv::bench::DeviceOption(&wavekv::EngineDevice())},
       [&] {
+        const absl::Status status = wavekv::bench::CheckDevice(wavekv::EngineDevice());
+        if (!status.ok()) return status;
         for (const auto& [name, run] : {std::pair{"layer", &wavekv::BM_BuildLayer},
                                         {"faiss_layer", &wavekv::BM_FaissLayer}}) {
           benchmark::RegisterBenchmark(name, run)
@@ -268,7 +282,7 @@ int main(int argc, char** argv) {
               ->UseRealTime()
               ->Unit(benchmark::kSecond);
         }
-        return absl::OkStatus();
+        return status;
       },
       [&](const wavekv::bench::Milliseconds& times) {
         const auto seconds = [&](const char* name) {

@@ -1,6 +1,8 @@
 // A decode step of one layer on contexts of 8K to 1M tokens: exact attention over all tokens, the
 // zones (the default ones unless options say otherwise), and reading the same K and V bytes once,
-// the floor of exact attention. Before timing, exact attention of one kv head is compared with
+// the floor of exact attention. With --device=cuda the engine's steps run on a GPU, queries and
+// outputs lie in host memory and are copied by each step, and nothing but steps is timed
+// (bench/cuda times them alone). Before timing, exact attention of one kv head is compared with
 // naive attention in double precision, and the zones' error is measured against exact attention.
 //
 // The last lines, one a context, that of 128K tokens last:
@@ -20,6 +22,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "bench/bench_main.h"
+#include "bench/device_option.h"
 #include "bench/stream_read.h"
 #include "bench/synthetic_layer.h"
 #include "fmt/format.h"
@@ -34,6 +37,7 @@ struct Arguments {
   std::vector<int64_t> threads = {0};  // one number; 0: one per processor
   std::vector<synthetic::Sharpness> heads = {synthetic::Sharpness::kMid};
   AttendOptions zones;
+  Device device = Device::kCpu;
 };
 
 Arguments& TheArguments() {
@@ -65,7 +69,7 @@ class Context {
     spec.sharpness = TheArguments().heads;
     WAVEKV_ASSIGN_OR_RETURN(SyntheticLayer layer, SyntheticLayer::Create(spec));
     auto context = std::unique_ptr<Context>(new Context(std::move(layer)));
-    EngineOptions options = context->layer_.Options();
+    EngineOptions options = context->layer_.Options(TheArguments().device);
     options.worker_threads = NumThreads();
     WAVEKV_ASSIGN_OR_RETURN(context->engine_, Engine::Open(options));
     WAVEKV_ASSIGN_OR_RETURN(const Tenant tenant, context->engine_->OpenTenant("bench"));
@@ -243,9 +247,12 @@ void BM_StreamRead(benchmark::State& state) {
 }
 
 absl::Status Register() {
+  WAVEKV_RETURN_IF_ERROR(CheckDevice(TheArguments().device));
   for (const int64_t tokens : TheArguments().tokens) {
     for (const auto& [name, run] :
          {std::pair{"stream", &BM_StreamRead}, {"dense", &BM_Dense}, {"wave", &BM_Wave}}) {
+      // No floor of a GPU, which reads memory of its own.
+      if (run == &BM_StreamRead && TheArguments().device == Device::kCuda) continue;
       benchmark::RegisterBenchmark(name, run)->ArgName("tokens")->Arg(tokens)->UseRealTime()->Unit(
           benchmark::kMillisecond);
     }
@@ -307,6 +314,7 @@ int main(int argc, char** argv) {
                    {NumbersOption("tokens", "context lengths, comma-separated", 2048,
                                   int64_t{1} << 30, &arguments.tokens),
                     NumbersOption("threads", "0: one per processor", 0, 4096, &arguments.threads),
+                    DeviceOption(&arguments.device),
                     {"heads", "kinds of kv heads in turn: sharp, mid, flat, comma-separated",
                      [&](const std::string& value) {
                        arguments.heads.clear();

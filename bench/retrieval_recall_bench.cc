@@ -15,6 +15,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "bench/bench_main.h"
+#include "bench/device_option.h"
 #include "bench/head_source.h"
 #include "fmt/format.h"
 #include "storage/status_macros.h"
@@ -29,6 +30,7 @@ struct Arguments {
   std::string trace = "tests/testdata/traces/tinylm_8k.safetensors";
   std::vector<int64_t> tokens = {32768};
   std::vector<double> retrieval = {0.005, 0.01, 0.018, 0.05, 0.1};
+  Device device = Device::kCpu;
 };
 
 AttendOptions BudgetOf(double retrieval) {
@@ -40,7 +42,7 @@ AttendOptions BudgetOf(double retrieval) {
 // The first head of a source, sealed, and its first query.
 class Retrieval {
  public:
-  static absl::StatusOr<std::unique_ptr<Retrieval>> Create(const TraceHead& head) {
+  static absl::StatusOr<std::unique_ptr<Retrieval>> Create(const TraceHead& head, Device device) {
     auto retrieval = std::make_unique<Retrieval>();
     const auto dim = static_cast<int>(head.head_dim_k);
     const auto group = static_cast<int>(head.queries.row_elements / dim);
@@ -52,7 +54,10 @@ class Retrieval {
                      .num_kv_heads = 1,
                      .head_dim_k = dim,
                      .head_dim_v = dim_v};
+    options.device = device;
     options.arena_bytes = ArenaBytesFor(options, tokens);
+    // All rows are appended at once.
+    options.gpu.staging_bytes += tokens * options.model.token_bytes();
     WAVEKV_ASSIGN_OR_RETURN(retrieval->engine, Engine::Open(options));
     WAVEKV_ASSIGN_OR_RETURN(const Tenant tenant, retrieval->engine->OpenTenant("bench"));
     WAVEKV_ASSIGN_OR_RETURN(retrieval->sequence, tenant.CreateSequence());
@@ -86,8 +91,10 @@ struct Measured {
 
 // All budgets of a source; the truth is computed once for them.
 absl::StatusOr<std::vector<Measured>> Evaluate(const HeadSource& source,
-                                               const std::vector<double>& retrieval) {
+                                               const std::vector<double>& retrieval,
+                                               Device device) {
   TraceEvalOptions options;
+  options.device = device;
   options.budgets.clear();
   for (const double ratio : retrieval) options.budgets.push_back(BudgetOf(ratio));
   options.queries = source.queries;
@@ -128,6 +135,7 @@ class RecallBench {
   explicit RecallBench(const Arguments& arguments) : arguments_(arguments) {}
 
   absl::Status Prepare() {
+    WAVEKV_RETURN_IF_ERROR(CheckDevice(arguments_.device));
     std::vector<std::unique_ptr<HeadSource>> sources;
     for (const auto kind :
          {synthetic::Sharpness::kSharp, synthetic::Sharpness::kMid, synthetic::Sharpness::kFlat}) {
@@ -139,8 +147,9 @@ class RecallBench {
     }
     for (const auto& source : sources) {
       WAVEKV_ASSIGN_OR_RETURN(std::vector<Measured> measured,
-                              Evaluate(*source, arguments_.retrieval));
-      WAVEKV_ASSIGN_OR_RETURN(auto retrieval, Retrieval::Create(source->heads[0]));
+                              Evaluate(*source, arguments_.retrieval, arguments_.device));
+      WAVEKV_ASSIGN_OR_RETURN(auto retrieval,
+                              Retrieval::Create(source->heads[0], arguments_.device));
       for (size_t i = 0; i < measured.size(); ++i) {
         const double ratio = arguments_.retrieval[i];
         Register(source->name, ratio, *retrieval, measured[i].summary);
@@ -190,6 +199,7 @@ int main(int argc, char** argv) {
                   &arguments.trace),
        NumbersOption("tokens", "context of the synthetic heads", 2048, int64_t{1} << 24,
                      &arguments.tokens),
+       DeviceOption(&arguments.device),
        {"retrieval", "shares of the indexed tokens, comma-separated",
         [&](const std::string& value) {
           arguments.retrieval.clear();

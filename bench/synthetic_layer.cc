@@ -94,8 +94,9 @@ TensorView ViewOf(const std::vector<float>& rows, const SyntheticLayerSpec& spec
           .head_stride = num_rows * spec.head_dim};
 }
 
-EngineOptions SyntheticLayer::Options() const {
+EngineOptions SyntheticLayer::Options(Device device) const {
   EngineOptions options;
+  options.device = device;
   options.model = {.num_layers = 1,
                    .num_q_heads = spec_.num_q_heads(),
                    .num_kv_heads = spec_.num_kv_heads,

@@ -52,7 +52,7 @@ class SyntheticLayer {
   const std::vector<float>& queries() const { return queries_; }
 
   // Options for an engine that holds the layer once.
-  EngineOptions Options() const;
+  EngineOptions Options(Device device = Device::kCpu) const;
 
   // Appends all rows to layer 0 of an empty sequence; waits for builds only where the arena is
   // full.

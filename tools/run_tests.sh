@@ -32,6 +32,8 @@ test_configuration() {
   local flags=(--keep_going --test_output=summary --build_event_json_file="$scratch/events.json")
   [[ $name == opt ]] || flags+=(--config="$name" --build_tests_only '--test_tag_filters=concurrency,storage')
   [[ -z $filter ]] || flags+=(--test_filter="$filter")
+  # No test without a GPU runs the kernels, and each architecture takes nvcc minutes: one shows that they compile.
+  [[ -n ${WAVEKV_CUDA_ARCHS:-} ]] || flags+=(--repo_env=WAVEKV_CUDA_ARCHS=90)
   local extra
   [[ $name != tsan ]] || { extra=$(tsan_flags); [[ -z $extra ]] || flags+=("$extra"); }
 

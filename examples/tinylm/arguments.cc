@@ -21,6 +21,7 @@ constexpr int64_t kQuickContext = 8192;
 enum Option : int {
   kContext = 1000,
   kDense,
+  kDevice,
   kDocument,
   kDramPct,
   kDumpTrace,
@@ -42,6 +43,7 @@ enum Option : int {
 constexpr option kOptions[] = {
     {"context", required_argument, nullptr, kContext},
     {"dense", no_argument, nullptr, kDense},
+    {"device", required_argument, nullptr, kDevice},
     {"document", required_argument, nullptr, kDocument},
     {"dram-pct", required_argument, nullptr, kDramPct},
     {"dump-trace", required_argument, nullptr, kDumpTrace},
@@ -88,6 +90,12 @@ absl::StatusOr<wavekv::Zones> ParseZones(absl::string_view name) {
   if (name == "clusters") return wavekv::Zones::kClusters;
   if (name == "paper") return wavekv::Zones::kPaper;
   return OptionError("zones", "sketch, clusters or paper", name);
+}
+
+absl::StatusOr<wavekv::Device> ParseDevice(absl::string_view name) {
+  if (name == "cpu") return wavekv::Device::kCpu;
+  if (name == "cuda") return wavekv::Device::kCuda;
+  return OptionError("device", "cpu or cuda", name);
 }
 
 absl::StatusOr<int64_t> ParseContext(const char* text) {
@@ -158,6 +166,10 @@ absl::Status ApplyOption(int option, const char* value, Arguments* arguments) {
     case kDense:
       arguments->dense = true;
       break;
+    case kDevice: {
+      TINYLM_ASSIGN_OR_RETURN(arguments->device, ParseDevice(value));
+      break;
+    }
     case kDumpTrace:
       arguments->trace_file = value;
       break;
@@ -192,6 +204,11 @@ absl::StatusOr<Arguments> ParseArguments(int argc, const char* const* argv) {
     TINYLM_RETURN_IF_ERROR(ApplyOption(option, optarg, &arguments));
   }
   if (help) return arguments;
+  if (arguments.device == wavekv::Device::kCuda && !arguments.tiers.directory.empty()) {
+    return absl::InvalidArgumentError(
+        "--tiers: a GPU keeps all keys and values in its own memory; leave out --tiers or "
+        "--device cuda");
+  }
 
   // getopt_long has moved what is no option to the end.
   const std::vector<std::string> words(argv + optind, argv + argc);
@@ -242,7 +259,9 @@ Everywhere:
       --sketch R         sketch: share whose codes are read (0.25)
       --estimation R     clusters, paper: share that is answered by the value means of its own
                          clusters (0.232)
-      --tiers DIR        keep sealed keys and values in a file in DIR, and a part of them in DRAM
+      --device D         cpu (default), or cuda: keys and values are kept, indexed and attended
+                         on the first GPU; the rest of the model runs on the CPU
+      --tiers DIR        on the CPU: keep sealed keys and values in a file in DIR, and a part of them in DRAM
       --dram-pct N       that part, in percent of the KV cache (25)
       --threads N        (one per processor)
       --model DIR        config.json, model.safetensors, tokenizer.model and eval_L*.safetensors

@@ -30,6 +30,7 @@ struct Arguments {
   int threads = 0;              // 0: one per processor
   wavekv::AttendOptions wave;   // the zones of decode steps
   int64_t context = 32768;      // tokens of an evaluation document
+  wavekv::Device device = wavekv::Device::kCpu;
   Tiers tiers;
 
   // demo

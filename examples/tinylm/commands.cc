@@ -113,9 +113,10 @@ absl::Status RunDemo(const Arguments& arguments) {
   TINYLM_ASSIGN_OR_RETURN(Runtime runtime, LoadRuntime(arguments));
   TINYLM_ASSIGN_OR_RETURN(const Tokenizer tokenizer, LoadTokenizer(arguments, *runtime.model));
   TINYLM_ASSIGN_OR_RETURN(const EvalSet set, LoadEvalSet(arguments, *runtime.model));
-  TINYLM_ASSIGN_OR_RETURN(const std::unique_ptr<wavekv::Engine> engine,
-                          OpenEngine(runtime.model->config(), arguments.context, runtime.executor,
-                                     TiersOf(arguments, *runtime.model, arguments.context)));
+  TINYLM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<wavekv::Engine> engine,
+      OpenEngine(runtime.model->config(), arguments.context, runtime.executor,
+                 TiersOf(arguments, *runtime.model, arguments.context), arguments.device));
   NeedleEvalOptions options;
   options.tasks = arguments.tasks;
   options.questions_per_task = arguments.prompts;
@@ -145,9 +146,10 @@ absl::Status RunPrompt(const Arguments& arguments) {
   const auto num_prompt_tokens = static_cast<int64_t>(tokens.size());
   const int64_t num_tokens = num_prompt_tokens + arguments.max_tokens;
 
-  TINYLM_ASSIGN_OR_RETURN(const std::unique_ptr<wavekv::Engine> engine,
-                          OpenEngine(runtime.model->config(), num_tokens, runtime.executor,
-                                     TiersOf(arguments, *runtime.model, num_tokens)));
+  TINYLM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<wavekv::Engine> engine,
+      OpenEngine(runtime.model->config(), num_tokens, runtime.executor,
+                 TiersOf(arguments, *runtime.model, num_tokens), arguments.device));
   TINYLM_ASSIGN_OR_RETURN(wavekv::Tenant tenant, engine->OpenTenant("prompt"));
   TINYLM_ASSIGN_OR_RETURN(const wavekv::Sequence sequence, tenant.CreateSequence());
   EngineAttention attention(engine.get(), sequence, AttendOptions::Exact());
@@ -187,9 +189,10 @@ absl::Status RunTrace(const Arguments& arguments) {
   }
   const std::vector<int32_t>& tokens = set.documents[arguments.document];
   const auto num_tokens = static_cast<int64_t>(tokens.size());
-  TINYLM_ASSIGN_OR_RETURN(const std::unique_ptr<wavekv::Engine> engine,
-                          OpenEngine(runtime.model->config(), num_tokens, runtime.executor,
-                                     TiersOf(arguments, *runtime.model, num_tokens)));
+  TINYLM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<wavekv::Engine> engine,
+      OpenEngine(runtime.model->config(), num_tokens, runtime.executor,
+                 TiersOf(arguments, *runtime.model, num_tokens), arguments.device));
   TINYLM_ASSIGN_OR_RETURN(wavekv::Tenant tenant, engine->OpenTenant("trace"));
   TINYLM_ASSIGN_OR_RETURN(const wavekv::Sequence sequence, tenant.CreateSequence());
   EngineAttention attention(engine.get(), sequence, AttendOptions::Exact());

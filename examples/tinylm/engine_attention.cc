@@ -15,8 +15,9 @@ double Share(int64_t part, int64_t whole) {
 
 absl::StatusOr<std::unique_ptr<wavekv::Engine>> OpenEngine(
     const ModelConfig& config, int64_t num_tokens, std::shared_ptr<wavekv::Executor> executor,
-    const wavekv::TierOptions& tiers) {
+    const wavekv::TierOptions& tiers, wavekv::Device device) {
   wavekv::EngineOptions options;
+  options.device = device;
   options.model = config.kv_spec();
   options.executor = std::move(executor);
   // The document, and the forks that a question and its two ways of answering make of it.

@@ -17,10 +17,11 @@
 namespace tinylm {
 
 // An engine with room for the KV cache of num_tokens tokens, their index and the forks of a few
-// decode steps. Its work runs on `executor`. tiers: where sealed rows lie, if not in DRAM.
+// decode steps. Its work on the CPU runs on `executor`. tiers: where sealed rows lie, if not in
+// DRAM.
 absl::StatusOr<std::unique_ptr<wavekv::Engine>> OpenEngine(
     const ModelConfig& config, int64_t num_tokens, std::shared_ptr<wavekv::Executor> executor,
-    const wavekv::TierOptions& tiers = {});
+    const wavekv::TierOptions& tiers = {}, wavekv::Device device = wavekv::Device::kCpu);
 
 // Sums over Attend calls.
 struct AttendTotals {

@@ -64,6 +64,16 @@ TEST(ArgumentsTest, ATraceAloneIsOfADocument) {
   EXPECT_EQ(arguments->document, 2);
 }
 
+TEST(ArgumentsTest, AGpuIsUsedWhenItIsAskedFor) {
+  EXPECT_EQ(Parse({"demo"})->device, wavekv::Device::kCpu);
+  EXPECT_EQ(Parse({"demo", "--device", "cpu", "--tiers", "/tmp"})->device, wavekv::Device::kCpu);
+  EXPECT_EQ(Parse({"demo", "--device=cuda"})->device, wavekv::Device::kCuda);
+  EXPECT_EQ(Parse({"--prompt", "-", "--device", "cuda"})->device, wavekv::Device::kCuda);
+  EXPECT_EQ(Error({"demo", "--device", "tpu"}), "--device: expected cpu or cuda, got 'tpu'");
+  EXPECT_THAT(Error({"demo", "--device", "cuda", "--tiers", "/tmp"}),
+              HasSubstr("leave out --tiers or --device cuda"));
+}
+
 TEST(ArgumentsTest, HelpIsGivenWhateverElseIsAskedFor) {
   EXPECT_EQ(Parse({})->command, Command::kHelp);
   EXPECT_EQ(Parse({"-h"})->command, Command::kHelp);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "api/engine_test_peer.h"
+#include "cuda/emulator/emulated_gpu.h"
 #include "examples/tinylm/error_meter.h"
 #include "examples/tinylm/model.h"
 #include "gmock/gmock.h"
@@ -101,6 +103,28 @@ TEST_F(EngineAttentionTest, AnErrorMeterFindsNoErrorInExactAttention) {
   EXPECT_EQ(meter.errors().count, 100 * model_->config().n_layers * model_->config().n_heads);
   EXPECT_EQ(meter.errors().mean(), 0.0);
   EXPECT_EQ(meter.errors().worst, 0.0);
+}
+
+TEST_F(EngineAttentionTest, AGpuGivesTheTestVectorsLogits) {
+  constexpr int64_t kTokens = 40;  // the emulator is slow
+  wavekv::EngineTestPeer::UseGpu(wavekv::MakeEmulatedGpu());
+  auto engine =
+      OpenEngine(model_->config(), kTokens, engine_->options().executor, {}, wavekv::Device::kCuda);
+  wavekv::EngineTestPeer::UseGpu(nullptr);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  EngineAttention attention(engine->get(), *(*engine)->OpenTenant("test")->CreateSequence(),
+                            AttendOptions::Exact());
+  TokenHistory history;
+  EXPECT_LT(RelativeError(Logits(0, kTokens - 1, &history, &attention), 0), kStorageError);
+  EXPECT_LT(RelativeError(Logits(kTokens - 1, kTokens, &history, &attention), kTokens - 1),
+            kStorageError);
+}
+
+TEST_F(EngineAttentionTest, AMissingGpuIsSaid) {
+  const auto engine = OpenEngine(model_->config(), kNumTokens, engine_->options().executor, {},
+                                 wavekv::Device::kCuda);
+  if (engine.ok()) GTEST_SKIP() << "there is a GPU";
+  EXPECT_THAT(std::string(engine.status().message()), ::testing::StartsWith("CUDA: "));
 }
 
 TEST_F(EngineAttentionTest, TheEnginesErrorsReachTheCaller) {

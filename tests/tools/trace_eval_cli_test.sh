@@ -31,6 +31,8 @@ expect 1 "tensor 'layer0.kvhead0.k': expected finite numbers" "$corpus/bad_nan.s
 expect 1 "no query is of type 'vt'; types recorded: decode, niah" "$corpus/valid_f16.safetensors" --query-type vt
 expect 1 'no head matches --layers and --heads' "$corpus/valid_f16.safetensors" --layers 1-9
 expect 2 'expected at least one trace file'
+expect 2 "--device: expected cpu or cuda, got 'tpu'" "$corpus/valid_f16.safetensors" --device tpu
+expect 0 'overall, 4 samples' "$corpus/valid_f16.safetensors" --device cpu
 expect 2 '--scale: expected a factor > 0' "$corpus/valid_f16.safetensors" --scale -1
 
 # Every query of every head has its line.
@@ -42,6 +44,19 @@ if [ "$(head -n 1 "$accesses")" != 'wavekv-accesses 1' ] || [ "$(grep -c '^query
   failed=1
 fi
 rm -f "$accesses"
+
+# Without a GPU one line says so; with one it is used.
+output=$("$tool" "$corpus/valid_f16.safetensors" --device cuda 2>&1)
+got=$?
+case "$got:$output" in
+  0:*'overall, 4 samples'*) ;;
+  1:'wavekv-trace-eval: CUDA: '*) [ "$(printf '%s\n' "$output" | wc -l)" = 1 ] || got=many ;;
+  *) got=many ;;
+esac
+if [ "$got" = many ]; then
+  printf 'FAILED: --device cuda: %s\n' "$output"
+  failed=1
+fi
 
 # Results alone on standard output: with a bad second file there are none.
 if [ -n "$("$tool" "$corpus/valid_f16.safetensors" "$corpus/bad_cut_off.safetensors" 2>/dev/null)" ]; then

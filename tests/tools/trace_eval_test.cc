@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "api/engine_test_peer.h"
+#include "cuda/emulator/emulated_gpu.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/testing/naive_attention.h"
@@ -155,6 +157,36 @@ TEST(TraceEvalTest, TheWholeBudgetIsExactAttention) {
   EXPECT_THAT(samples.indexed_masses, Each(1.0));
   EXPECT_EQ(samples.tokens_exact, samples.tokens_visible);
   EXPECT_EQ(samples.bytes_read, samples.bytes_dense);
+}
+
+TEST(TraceEvalTest, AGpuGivesNearlyTheSameNumbers) {
+  const Recorded recorded = MakeRecorded();
+  TraceEvalOptions options;
+  options.budgets = {AttendOptions(), AttendOptions::Exact()};
+  const std::vector<TraceSamples> on_cpu = Evaluate(recorded, options);
+  EngineTestPeer::UseGpu(MakeEmulatedGpu());
+  options.device = Device::kCuda;
+  const std::vector<TraceSamples> on_gpu = Evaluate(recorded, options);
+  EngineTestPeer::UseGpu(nullptr);
+  EXPECT_THAT(on_gpu[1].rel_errors, Each(::testing::Lt(1e-5)));
+  EXPECT_EQ(on_gpu[0].tokens_visible, on_cpu[0].tokens_visible);
+  EXPECT_EQ(on_gpu[0].tokens_indexed, on_cpu[0].tokens_indexed);
+  EXPECT_NEAR(static_cast<double>(on_gpu[0].bytes_read), static_cast<double>(on_cpu[0].bytes_read),
+              0.1 * static_cast<double>(on_cpu[0].bytes_read));
+  const auto mean = [](const std::vector<double>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  };
+  EXPECT_NEAR(mean(on_gpu[0].rel_errors), mean(on_cpu[0].rel_errors),
+              0.3 * mean(on_cpu[0].rel_errors));
+}
+
+TEST(TraceEvalTest, AMissingDeviceIsSaid) {
+  const Recorded recorded = MakeRecorded();
+  TraceEvalOptions options;
+  options.device = Device::kCuda;
+  const auto results = EvaluateHead(recorded.Head(), options);
+  if (results.ok()) GTEST_SKIP() << "there is a GPU";
+  EXPECT_THAT(std::string(results.status().message()), ::testing::StartsWith("CUDA: "));
 }
 
 // The index rule and every metric, recomputed the straightforward way: a sequence of as many tokens

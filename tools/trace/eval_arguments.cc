@@ -24,6 +24,7 @@ enum Option : int {
   kClustersPerSuper,
   kCodeBits,
   kCsv,
+  kDevice,
   kEstimation,
   kGrow,
   kHeads,
@@ -56,6 +57,7 @@ constexpr option kOptions[] = {
     {"clusters-per-super", required_argument, nullptr, kClustersPerSuper},
     {"code-bits", required_argument, nullptr, kCodeBits},
     {"csv", no_argument, nullptr, kCsv},
+    {"device", required_argument, nullptr, kDevice},
     {"estimation", required_argument, nullptr, kEstimation},
     {"grow", no_argument, nullptr, kGrow},
     {"heads", required_argument, nullptr, kHeads},
@@ -121,6 +123,12 @@ absl::StatusOr<DType> ParseDType(absl::string_view option, absl::string_view nam
     if (name == DTypeName(dtype)) return dtype;
   }
   return OptionError(option, "fp32, fp16 or bf16", name);
+}
+
+absl::StatusOr<Device> ParseDevice(absl::string_view name) {
+  if (name == "cpu") return Device::kCpu;
+  if (name == "cuda") return Device::kCuda;
+  return OptionError("device", "cpu or cuda", name);
 }
 
 absl::StatusOr<StatisticsFormat> ParseStatistics(absl::string_view option, absl::string_view name) {
@@ -232,6 +240,10 @@ absl::Status ApplyOption(int option, const char* value, EvalArguments& arguments
       }
       arguments.format =
           option == kCsv ? EvalArguments::Format::kCsv : EvalArguments::Format::kJson;
+      break;
+    }
+    case kDevice: {
+      WAVEKV_ASSIGN_OR_RETURN(arguments.eval.device, ParseDevice(value));
       break;
     }
     case kRetrieval: {
@@ -456,6 +468,8 @@ attention in double precision. docs/trace_format.md defines the files and the nu
                                first combination of budgets
       --accesses FILE          writes which blocks every query reads, for the first combination of
                                budgets: input for studies of caches
+      --device D               where wavekv runs: cpu (default), or cuda for the first GPU; exact
+                               attention is computed on the CPU
       --threads N              0: one per processor (default); results are the same
       --csv                    comma-separated rows
       --json                   one object: rows, budgets, and overall for the engine's defaults

@@ -201,6 +201,7 @@ absl::Status HeadEvaluation::OpenEngine() {
       options_.kv_dtype.value_or(one_dtype ? head_.keys.dtype : DType::kFloat32);
   options.model.softmax_scale = static_cast<float>(head_.softmax_scale * options_.scale_factor);
   options.index = options_.index;
+  options.device = options_.device;
   const int64_t last_position = position(queries_.back());
   if (options_.grow) {
     prompt_tokens_ = first_position_ + 1;
@@ -222,8 +223,10 @@ absl::Status HeadEvaluation::OpenEngine() {
       options_.grow ? options.index.update_tokens : options.index.segment_tokens;
   sizing.arena_bytes = int64_t{1} << 30;  // any
   options.worker_threads = num_threads_;
-  options.build_threads = num_threads_;
-  sizing.build_threads = num_threads_;
+  // Two keep a GPU busy; each more would take memory.
+  options.build_threads =
+      options.device == Device::kCuda ? std::min(2, num_threads_) : num_threads_;
+  sizing.build_threads = options.build_threads;
   WAVEKV_RETURN_IF_ERROR(ValidateEngineOptions(sizing));
   options.arena_bytes = ArenaBytesFor(sizing, last_position + 1);
   WAVEKV_ASSIGN_OR_RETURN(engine_, Engine::Open(options));

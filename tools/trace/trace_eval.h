@@ -40,7 +40,8 @@ struct TraceEvalOptions {
   // With grow: tokens behind so many are generated ones, appended one by one, also before the first
   // query; left out: those behind the first query.
   std::optional<int64_t> prompt_tokens;
-  int num_threads = 0;  // 0: one per processor; results do not depend on it
+  Device device = Device::kCpu;  // of the engine; the truth is computed on the processor
+  int num_threads = 0;           // 0: one per processor; results do not depend on it
   // Called from time to time with the number of queries answered since the last call.
   std::function<void(int64_t)> on_progress;
   // Called for each query that is answered, in ascending order of their positions, with its number,
@@ -53,7 +54,8 @@ struct TraceEvalOptions {
 
 // One result per budget. INVALID_ARGUMENT naming what does not fit (a shape, a position, an option,
 // a tensor with NaN); UNIMPLEMENTED for a head_dim beyond the engine's; RESOURCE_EXHAUSTED when
-// the engine's arena cannot be had. Deterministic.
+// the engine's arena cannot be had; UNIMPLEMENTED or UNAVAILABLE without the device.
+// Deterministic.
 //
 // Memory: about three times the head's bytes, whatever the number of queries.
 absl::StatusOr<std::vector<TraceSamples>> EvaluateHead(const TraceHead& head,

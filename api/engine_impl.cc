@@ -331,15 +331,13 @@ absl::Status Engine::Impl::BeginStep(PlanState& plan, Stream stream) {
       view.num_rows = num_rows(i);
       view.causal = plan.options.causal;
       PinLayer(sequence, layer, view);
-      view.contents.length += num_rows(i);
-      if (view.contents.length > plan.options.reserve_tokens) {
-        return absl::FailedPreconditionError(fmt::format(
-            "reserve_tokens: sequence {} would have {} tokens, the plan has room for {}",
-            sequence.id(), view.contents.length, plan.options.reserve_tokens));
-      }
+      const int64_t length = view.contents.length + num_rows(i);
+      if (length <= plan.options.reserve_tokens) continue;
+      return absl::FailedPreconditionError(
+          fmt::format("reserve_tokens: sequence {} would have {} tokens, the plan has room for {}",
+                      sequence.id(), length, plan.options.reserve_tokens));
     }
   }
-  WAVEKV_RETURN_IF_ERROR(gpu->CheckStep(plan.gpu, plan.options, layers, stream));
 
   std::vector<std::vector<PendingAppend>> appends(num_layers);
   const auto may_evict_for = [&](const TenantStore& tenant) -> absl::Status {
@@ -369,7 +367,6 @@ absl::Status Engine::Impl::BeginStep(PlanState& plan, Stream stream) {
   }
 
   std::vector<std::vector<AppendRun>> runs(num_layers);
-  auto chunks = std::make_shared<std::vector<std::shared_ptr<RowChunk>>>();
   for (int layer = 0; layer < num_layers; ++layer) {
     for (size_t i = 0; i < plan.sequences.size(); ++i) {
       int64_t row = plan.cu_seqlens[i];
@@ -377,20 +374,21 @@ absl::Status Engine::Impl::BeginStep(PlanState& plan, Stream stream) {
         const RowChunk& chunk = *slice.chunk;
         runs[layer].push_back({nullptr, nullptr, row, slice.count, chunk.keys(0, slice.row),
                                chunk.values(0, slice.row), chunk.keys(1, 0) - chunk.keys(0, 0)});
-        chunks->push_back(slice.chunk);
         row += slice.count;
       }
-      LayerCache& cache = plan.sequences[i]->layer(layer);
-      cache.Commit(std::move(appends[layer][i]));
-      // The segments stay as pinned; a merge may have put others in their place meanwhile.
-      LayerContents contents = cache.Snapshot();
-      layers[layer][i].contents.sinks = std::move(contents.sinks);
-      layers[layer][i].contents.tail = std::move(contents.tail);
+      appends[layer][i].ApplyTo(layers[layer][i].contents);
+    }
+  }
+  WAVEKV_RETURN_IF_ERROR(
+      gpu->BeginStep(plan.gpu, plan.options, std::move(layers), std::move(runs), stream));
+  for (int layer = 0; layer < num_layers; ++layer) {
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      plan.sequences[i]->layer(layer).Commit(std::move(appends[layer][i]));
     }
   }
   for (const auto& sequence : plan.sequences) sequence->Touch();
-  appended_tokens += plan.cu_seqlens.back();
-  return gpu->BeginStep(plan.gpu, layers, runs, std::move(chunks), stream);
+  appended_tokens += int64_t{num_layers} * plan.cu_seqlens.back();
+  return absl::OkStatus();
 }
 
 FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer, BlockReader::TimePoint deadline) {

@@ -157,9 +157,8 @@ absl::Status GpuEngine::CheckNotCaptured(GpuStream stream) const {
   WAVEKV_ASSIGN_OR_RETURN(const bool captured, context_->gpu().IsCapturing(stream));
   if (!captured) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      "stream: is being captured; AppendStep and Attend of a plan with reserve_tokens can be, "
-      "other "
-      "calls cannot");
+      "stream: is being captured; AppendStep and Attend of a plan with reserve_tokens can be, no "
+      "other call");
 }
 
 absl::Status GpuEngine::PreparePlan(GpuPlan& plan, GpuStream stream) {

@@ -65,16 +65,13 @@ class GpuEngine {
                                                         const AttendOptions& options,
                                                         const TensorView& queries,
                                                         GpuStream stream);
-  // A step that can be captured: CheckStep and BeginStep, then for each layer AppendStep and
-  // AttendStep, which queue kernels and nothing else; EndStep or the next BeginStep. `layers`: what
-  // each layer has pinned, with the step's rows, which CheckStep sees only in the lengths; `runs`:
-  // where these go. `kept` lives as long as the step. FAILED_PRECONDITION from CheckStep when there
-  // is more than the plan's first step has reserved.
-  absl::Status CheckStep(GpuPlan& plan, const AttendOptions& options,
-                         absl::Span<const std::vector<SequenceView>> layers, GpuStream stream);
-  absl::Status BeginStep(GpuPlan& plan, absl::Span<const std::vector<SequenceView>> layers,
-                         absl::Span<const std::vector<AppendRun>> runs,
-                         std::shared_ptr<const void> kept, GpuStream stream);
+  // A step that can be captured: BeginStep, then for each layer AppendStep and AttendStep, which
+  // queue kernels and nothing else; EndStep or the next BeginStep. `layers`: what each layer has
+  // pinned, with the step's rows; `runs`: where these go. FAILED_PRECONDITION when there is more
+  // than the plan's first step has reserved. REQUIRES, but of BeginStep: a step has begun.
+  absl::Status BeginStep(GpuPlan& plan, const AttendOptions& options,
+                         std::vector<std::vector<SequenceView>> layers,
+                         std::vector<std::vector<AppendRun>> runs, GpuStream stream);
   absl::Status AppendStep(GpuPlan& plan, int layer, const AppendTensors& tensors, GpuStream stream);
   absl::StatusOr<AttendStats> AttendStep(GpuPlan& plan, int layer, const TensorView& queries,
                                          const MutableTensorView& output, const PerHeadView& lse,

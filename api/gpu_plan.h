@@ -38,8 +38,7 @@ struct GpuPlan {
     int64_t layer_bytes = 0;  // of a layer: runs, then tables
     std::shared_ptr<GpuPiece> memory;
     StepBuffers buffers;
-    std::shared_ptr<GpuPiece> staging;  // for all of the tables, between CheckStep and BeginStep
-    std::vector<std::byte> uploaded;    // what the layers' runs and tables hold, or will
+    std::vector<std::byte> uploaded;  // what the layers' runs and tables hold, or will
     // Of the step that has begun.
     std::shared_ptr<const void> pins;  // nullptr: none has
     GpuStream stream = nullptr;

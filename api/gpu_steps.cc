@@ -57,10 +57,30 @@ bool Fits(const TableSizes& need, const TableSizes& room) {
          need.chunks <= room.chunks;
 }
 
-absl::Status CheckBegun(const GpuPlan& plan) {
-  if (plan.reserved != nullptr && plan.reserved->pins != nullptr) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      "plan: no step has begun; BeginStep comes before the calls of a plan with reserve_tokens");
+// Of what is uploaded, bytes that differ from what the device has: at its offset `at`.
+struct Change {
+  int64_t at;
+  const std::byte* from;
+  int64_t bytes;
+};
+
+// In pieces of some lines: mostly lengths and runs change.
+void FindChanges(const std::vector<std::byte>& uploaded, int64_t at, const void* data,
+                 int64_t bytes, std::vector<Change>& changes) {
+  constexpr int64_t kPiece = 1024;
+  const auto* const wanted = static_cast<const std::byte*>(data);
+  bool goes_on = false;
+  for (int64_t done = 0; done < bytes; done += kPiece) {
+    const int64_t count = std::min(kPiece, bytes - done);
+    if (std::memcmp(wanted + done, &uploaded[at + done], count) == 0) {
+      goes_on = false;
+    } else if (goes_on) {
+      changes.back().bytes += count;
+    } else {
+      changes.push_back({at + done, wanted + done, count});
+      goes_on = true;
+    }
+  }
 }
 
 }  // namespace
@@ -109,79 +129,54 @@ absl::Status GpuEngine::Reserve(GpuPlan& plan, const AttendOptions& options,
   return absl::OkStatus();
 }
 
-absl::Status GpuEngine::CheckStep(GpuPlan& plan, const AttendOptions& options,
-                                  absl::Span<const std::vector<SequenceView>> layers,
-                                  GpuStream stream) {
+absl::Status GpuEngine::BeginStep(GpuPlan& plan, const AttendOptions& options,
+                                  std::vector<std::vector<SequenceView>> layers,
+                                  std::vector<std::vector<AppendRun>> runs, GpuStream stream) {
   WAVEKV_RETURN_IF_ERROR(PreparePlan(plan, stream));
   if (plan.reserved == nullptr) {
     WAVEKV_RETURN_IF_ERROR(Reserve(plan, options, layers[0], stream));
   }
   GpuPlan::Reserved& reserved = *plan.reserved;
-  for (const std::vector<SequenceView>& views : layers) {
-    const GpuTables tables(model_, index_, reserved.options, views, AllRows(views),
-                           /*tile_rows=*/1);
-    if (Fits(tables.bounds(), reserved.bounds) && Fits(tables.sizes(), reserved.capacity)) continue;
-    return absl::FailedPreconditionError(fmt::format(
-        "reserve_tokens: the plan's sequences have more clusters or segments than those of {} "
-        "tokens usually have; make a plan with room for more, and capture anew",
-        options.reserve_tokens));
-  }
-  // Once rows have been committed nothing may fail for want of memory.
-  WAVEKV_ASSIGN_OR_RETURN(
-      reserved.staging, context_->AllocateStaging(static_cast<int64_t>(reserved.uploaded.size())));
-  return absl::OkStatus();
-}
-
-absl::Status GpuEngine::BeginStep(GpuPlan& plan, absl::Span<const std::vector<SequenceView>> layers,
-                                  absl::Span<const std::vector<AppendRun>> runs,
-                                  std::shared_ptr<const void> kept, GpuStream stream) {
-  // Of what has been allocated since CheckStep.
-  WAVEKV_RETURN_IF_ERROR(context_->BeginUse(stream));
-  GpuPlan::Reserved& reserved = *plan.reserved;
-  std::vector<std::byte> wanted(reserved.uploaded);
+  std::vector<GpuTables> tables;
+  tables.reserve(layers.size());
+  std::vector<Change> changes;
+  int64_t bytes = 0;
   for (size_t layer = 0; layer < layers.size(); ++layer) {
-    const GpuTables tables(model_, index_, reserved.options, layers[layer], AllRows(layers[layer]),
-                           /*tile_rows=*/1);
-    std::byte* const at = wanted.data() + static_cast<int64_t>(layer) * reserved.layer_bytes;
-    std::vector<AppendRun> all_runs(runs[layer]);
-    all_runs.resize(static_cast<size_t>(reserved.runs));
-    const size_t run_bytes = all_runs.size() * sizeof(AppendRun);
-    std::memcpy(at, static_cast<const void*>(all_runs.data()), run_bytes);
-    tables.Write(reserved.capacity, at + run_bytes);
-  }
-  // What has changed, in pieces of some lines: mostly lengths and runs.
-  constexpr size_t kPiece = 1024;
-  std::vector<std::pair<size_t, size_t>> changed;
-  for (size_t first = 0; first < wanted.size(); first += kPiece) {
-    const size_t count = std::min(kPiece, wanted.size() - first);
-    if (std::memcmp(&wanted[first], &reserved.uploaded[first], count) == 0) continue;
-    if (!changed.empty() && changed.back().first + changed.back().second == first) {
-      changed.back().second += count;
-    } else {
-      changed.push_back({first, count});
+    const auto& of_layer = tables.emplace_back(model_, index_, reserved.options, layers[layer],
+                                               AllRows(layers[layer]), /*tile_rows=*/1);
+    if (!Fits(of_layer.bounds(), reserved.bounds) || !Fits(of_layer.sizes(), reserved.capacity)) {
+      return absl::FailedPreconditionError(fmt::format(
+          "reserve_tokens: the plan's sequences have more clusters or segments than those of {} "
+          "tokens usually have; make a plan with room for more, and capture anew",
+          options.reserve_tokens));
     }
+    const int64_t at = static_cast<int64_t>(layer) * reserved.layer_bytes;
+    runs[layer].resize(static_cast<size_t>(reserved.runs));
+    const auto run_bytes = reserved.runs * static_cast<int64_t>(sizeof(AppendRun));
+    FindChanges(reserved.uploaded, at, runs[layer].data(), run_bytes, changes);
+    of_layer.ForEachPart(reserved.capacity, [&](int64_t offset, const void* data, int64_t size) {
+      FindChanges(reserved.uploaded, at + run_bytes + offset, data, size, changes);
+    });
   }
-  if (!changed.empty()) {
-    std::byte* next = reserved.staging->data();
-    for (const auto& [first, count] : changed) {
-      std::memcpy(next, &wanted[first], count);
-      WAVEKV_RETURN_IF_ERROR(context_->gpu().Copy(reserved.memory->data() + first, next,
-                                                  static_cast<int64_t>(count), stream));
-      next += count;
+  for (const Change& change : changes) bytes += change.bytes;
+  if (bytes > 0) {
+    WAVEKV_ASSIGN_OR_RETURN(const std::shared_ptr<GpuPiece> staging,
+                            context_->AllocateStaging(bytes));
+    std::byte* next = staging->data();
+    for (const Change& change : changes) {
+      std::memcpy(next, change.from, static_cast<size_t>(change.bytes));
+      std::memcpy(&reserved.uploaded[change.at], change.from, static_cast<size_t>(change.bytes));
+      WAVEKV_RETURN_IF_ERROR(
+          context_->gpu().Copy(reserved.memory->data() + change.at, next, change.bytes, stream));
+      next += change.bytes;
     }
-    WAVEKV_RETURN_IF_ERROR(context_->Retire(stream, std::move(reserved.staging)));
+    WAVEKV_RETURN_IF_ERROR(context_->Retire(stream, staging));
   }
-  reserved.staging.reset();
-  reserved.uploaded = std::move(wanted);
   WAVEKV_RETURN_IF_ERROR(context_->gpu().Fill(plan.stats->data(), 0, sizeof(StepStats), stream));
   if (reserved.pins != nullptr) {
     WAVEKV_RETURN_IF_ERROR(context_->Retire(stream, std::move(reserved.pins)));
   }
-  struct Pins {
-    std::vector<std::vector<SequenceView>> layers;
-    std::shared_ptr<const void> kept;
-  };
-  reserved.pins = std::make_shared<Pins>(Pins{{layers.begin(), layers.end()}, std::move(kept)});
+  reserved.pins = std::make_shared<std::vector<std::vector<SequenceView>>>(std::move(layers));
   reserved.stream = stream;
   context_->Collect();
   return absl::OkStatus();
@@ -190,7 +185,6 @@ absl::Status GpuEngine::BeginStep(GpuPlan& plan, absl::Span<const std::vector<Se
 absl::Status GpuEngine::AppendStep(GpuPlan& plan, int layer, const AppendTensors& tensors,
                                    GpuStream stream) {
   const GpuScope scope(context_->gpu());
-  WAVEKV_RETURN_IF_ERROR(CheckBegun(plan));
   const GpuPlan::Reserved& reserved = *plan.reserved;
   return context_->operations().append_rows(
       reinterpret_cast<const AppendRun*>(reserved.memory->data() + layer * reserved.layer_bytes),
@@ -203,7 +197,6 @@ absl::StatusOr<AttendStats> GpuEngine::AttendStep(
     GpuPlan& plan, int layer, const TensorView& queries, const MutableTensorView& output,
     const PerHeadView& lse, const PerHeadView& error_estimate, GpuStream stream) {
   const GpuScope scope(context_->gpu());
-  WAVEKV_RETURN_IF_ERROR(CheckBegun(plan));
   const GpuPlan::Reserved& reserved = *plan.reserved;
   const StepTables tables = TablesOf(reserved, layer);
   const GpuOperations& operations = context_->operations();
@@ -221,7 +214,6 @@ absl::StatusOr<AttendStats> GpuEngine::AttendStep(
 
 absl::Status GpuEngine::EndStep(GpuPlan& plan, GpuStream stream) {
   WAVEKV_RETURN_IF_ERROR(CheckNotCaptured(stream));
-  WAVEKV_RETURN_IF_ERROR(CheckBegun(plan));
   WAVEKV_RETURN_IF_ERROR(
       context_->gpu().Copy(&ResultsOf(plan).stats, plan.stats->data(), sizeof(StepStats), stream));
   WAVEKV_RETURN_IF_ERROR(context_->gpu().Record(plan.last_use.get(), stream));

@@ -37,11 +37,6 @@ Offsets LayOut(const TableSizes& sizes, int num_kv_heads) {
   return at;
 }
 
-template <typename T>
-void CopyTo(const std::vector<T>& from, std::byte* to) {
-  if (!from.empty()) std::memcpy(to, from.data(), from.size() * sizeof(T));
-}
-
 }  // namespace
 
 StepOptions ToStepOptions(const ModelSpec& model, const AttendOptions& options) {
@@ -179,12 +174,24 @@ void GpuTables::Raise(const Need& need) {
   exact_tokens_ = std::max(exact_tokens_, need.exact_tokens + chosen);
 }
 
-void GpuTables::Write(const TableSizes& capacity, std::byte* host) const {
+void GpuTables::ForEachPart(
+    const TableSizes& capacity,
+    absl::FunctionRef<void(int64_t offset, const void* data, int64_t bytes)> use) const {
   const Offsets at = LayOut(capacity, model_.num_kv_heads);
-  CopyTo(sequences_, host + at.sequences);
-  CopyTo(segments_, host + at.segments);
-  CopyTo(indexes_, host + at.indexes);
-  CopyTo(chunks_, host + at.chunks);
+  const auto part = [&](int64_t offset, const auto& table) {
+    const auto bytes = static_cast<int64_t>(table.size() * sizeof(table[0]));
+    if (bytes > 0) use(offset, table.data(), bytes);
+  };
+  part(at.sequences, sequences_);
+  part(at.segments, segments_);
+  part(at.indexes, indexes_);
+  part(at.chunks, chunks_);
+}
+
+void GpuTables::Write(const TableSizes& capacity, std::byte* host) const {
+  ForEachPart(capacity, [&](int64_t offset, const void* data, int64_t bytes) {
+    std::memcpy(host + offset, data, static_cast<size_t>(bytes));
+  });
 }
 
 StepTables GpuTables::Locate(const TableSizes& capacity, int num_kv_heads,

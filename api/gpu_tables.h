@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "api/step_view.h"
 #include "cuda/step.h"
@@ -49,7 +50,10 @@ class GpuTables {
   int64_t exact_tokens() const { return exact_tokens_; }
   const TableSizes& sizes() const { return sizes_; }
 
-  // Writes the tables to `host`, laid out for `capacity`, as they will lie at `device`.
+  // Calls use(offset, data, bytes) for each table, where it lies in memory laid out for `capacity`.
+  void ForEachPart(
+      const TableSizes& capacity,
+      absl::FunctionRef<void(int64_t offset, const void* data, int64_t bytes)> use) const;
   void Write(const TableSizes& capacity, std::byte* host) const;
   static StepTables Locate(const TableSizes& capacity, int num_kv_heads, const std::byte* device);
 

@@ -77,19 +77,23 @@ absl::StatusOr<RowSlice> LayerCache::PrepareSlice(MemoryAccount& account, int64_
   return slice;
 }
 
-void LayerCache::Commit(PendingAppend append) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  for (RowSlice& slice : append.slices_) {
+void PendingAppend::ApplyTo(LayerContents& contents) const {
+  for (const RowSlice& slice : slices_) {
     if (slice.place == RowSlice::Place::kInPlace) continue;
     if (slice.is_sink) {
-      contents_.sinks = std::move(slice.chunk);
+      contents.sinks = slice.chunk;
     } else if (slice.place == RowSlice::Place::kReplace) {
-      contents_.tail.back() = std::move(slice.chunk);
+      contents.tail.back() = slice.chunk;
     } else {
-      contents_.tail.push_back(std::move(slice.chunk));
+      contents.tail.push_back(slice.chunk);
     }
   }
-  contents_.length += append.num_rows_;
+  contents.length += num_rows_;
+}
+
+void LayerCache::Commit(PendingAppend append) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  append.ApplyTo(contents_);
   append.slices_.clear();
 }
 

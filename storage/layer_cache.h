@@ -70,6 +70,8 @@ class PendingAppend {
   ~PendingAppend();
 
   const std::vector<RowSlice>& slices() const { return slices_; }
+  // Appends the rows to a view of the layer that the room was claimed in.
+  void ApplyTo(LayerContents& contents) const;
 
  private:
   friend class LayerCache;

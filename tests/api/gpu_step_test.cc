@@ -93,6 +93,8 @@ TEST_P(StepTest, ACapturedStepStaysRightWhileTheSequenceGrows) {
   const absl::Status status = engine_->EndStep(plan, tensors.stream());
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(sequence_.length(), 400);
+  // Of every layer, as Append counts.
+  EXPECT_EQ(engine_->stats().appended_tokens_total, 400 * model_.num_layers);
   WaitForBuilds();
   auto metadata = engine_->Describe(sequence_);
   ASSERT_TRUE(metadata.ok());

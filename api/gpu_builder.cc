@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "api/gpu_tables.h"
+#include "cuda/workspace_layout.h"
 #include "storage/status_macros.h"
 
 namespace wavekv {
@@ -30,27 +31,22 @@ GpuClusteringOptions ClusteringOf(const IndexOptions& index) {
 GpuBuilder::Buffers GpuBuilder::LayOut(const GpuOperations& operations, const ModelSpec& model,
                                        const IndexOptions& index, std::byte* base) {
   Buffers buffers;
-  int64_t used = 0;
-  const auto place = [&](auto*& pointer, int64_t count) {
-    using T = std::remove_reference_t<decltype(*pointer)>;
-    pointer = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-    used += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-  };
+  WorkspaceLayout layout(base);
   const int64_t heads = model.num_kv_heads, tokens = index.segment_tokens;
-  place(buffers.list_tasks, heads);
-  place(buffers.cluster_tasks, heads);
-  place(buffers.write_tasks, heads);
-  place(buffers.ranges, heads * (tokens / kChunkTokens + 1));
-  place(buffers.rows, heads * tokens);
-  place(buffers.offsets, heads * (tokens + 1));
-  place(buffers.members, heads * (tokens + 1));
-  place(buffers.super_offsets, heads * (tokens + 1));
-  place(buffers.counts, heads * 2);
+  layout.Place(buffers.list_tasks, heads);
+  layout.Place(buffers.cluster_tasks, heads);
+  layout.Place(buffers.write_tasks, heads);
+  layout.Place(buffers.ranges, heads * (tokens / kChunkTokens + 1));
+  layout.Place(buffers.rows, heads * tokens);
+  layout.Place(buffers.offsets, heads * (tokens + 1));
+  layout.Place(buffers.members, heads * (tokens + 1));
+  layout.Place(buffers.super_offsets, heads * (tokens + 1));
+  layout.Place(buffers.counts, heads * 2);
   const TaskBounds bounds = BoundsOf(model, index, tokens);
-  place(buffers.scratch,
-        heads * std::max(operations.cluster_scratch_bytes(bounds, ClusteringOf(index)),
-                         operations.write_index_scratch_bytes(bounds)));
-  buffers.bytes = used;
+  layout.Place(buffers.scratch,
+               heads * std::max(operations.cluster_scratch_bytes(bounds, ClusteringOf(index)),
+                                operations.write_index_scratch_bytes(bounds)));
+  buffers.bytes = layout.used();
   return buffers;
 }
 

@@ -21,7 +21,6 @@ struct GpuInfo {
   int minor = 0;
   int num_multiprocessors = 0;
   int64_t memory_bytes = 0;
-  int64_t shared_bytes = 0;  // that a block can have
 };
 
 // What a thread had chosen before it entered a device.

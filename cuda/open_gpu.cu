@@ -228,7 +228,6 @@ absl::StatusOr<std::shared_ptr<Gpu>> OpenGpu(int ordinal) {
   info.minor = properties.minor;
   info.num_multiprocessors = properties.multiProcessorCount;
   info.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
-  info.shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   if (info.major < 8) {
     return absl::FailedPreconditionError(absl::StrCat("CUDA device ", ordinal, " (", info.name,
                                                       ") has compute capability ", info.major, ".",

@@ -2,28 +2,11 @@
 
 #include <algorithm>
 
+#include "cuda/workspace_layout.h"
 #include "storage/status_macros.h"
 
 namespace wavekv {
 namespace {
-
-// Hands out pieces of a workspace or, from nullptr, counts them.
-class Layout {
- public:
-  explicit Layout(std::byte* base) : base_(base) {}
-
-  template <typename T>
-  void Place(T*& pointer, int64_t count) {
-    constexpr int64_t kAlignment = 256;
-    pointer = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* const base_;
-  int64_t used_ = 0;
-};
 
 TaskBounds WithItems(const StepBounds& bounds, int64_t num_items) {
   TaskBounds task = bounds.task;
@@ -49,7 +32,7 @@ int64_t Place(const GpuOperations& operations, const StepOptions& options, const
   const int64_t units = bounds.num_units, states = bounds.num_states, group = bounds.group;
   const int64_t queries = bounds.task.num_queries, splits = bounds.num_exact_states();
   const int dim_k = bounds.task.shape.head_dim_k, dim_v = bounds.task.shape.head_dim_v;
-  Layout layout(workspace);
+  WorkspaceLayout layout(workspace);
   layout.Place(b.queries, states * dim_k);
   layout.Place(b.errors, states);
   layout.Place(b.masses, states);

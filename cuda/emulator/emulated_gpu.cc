@@ -135,7 +135,7 @@ class EmulatedGpu final : public Gpu {
 
  private:
   const std::unique_ptr<emulator::DelayedStreams> delayed_;
-  const GpuInfo info_ = {"emulated GPU", 8, 0, 4, int64_t{1} << 34, int64_t{160} << 10};
+  const GpuInfo info_ = {"emulated GPU", 8, 0, 4, int64_t{1} << 34};
 };
 
 }  // namespace

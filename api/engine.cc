@@ -24,10 +24,6 @@ absl::Status TenantNotFound() {
   return absl::NotFoundError("tenant: no such tenant (never opened here, or closed)");
 }
 
-absl::Status PlanNotFound() {
-  return absl::NotFoundError("plan: no such plan (default-constructed, or of another engine)");
-}
-
 StoreQuota ToStoreQuota(const TenantQuota& quota) {
   return {quota.host_bytes,
           quota.max_sequences,
@@ -108,40 +104,6 @@ class StepFetch {
  private:
   const FetchLease lease_;
   const std::vector<SequenceView>& views_;
-};
-
-absl::Status CheckStepHasBegun(const PlanState& plan) {
-  if (plan.step_has_begun) return absl::OkStatus();
-  return absl::FailedPreconditionError("plan: no step has begun; BeginStep comes first");
-}
-
-absl::Status CheckOnDevice(const char* name, Memory memory) {
-  if (memory == Memory::kDevice) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      fmt::format("{}.memory must be the device's in a step of a CUDA engine, got {}", name,
-                  static_cast<int>(memory)));
-}
-
-// Holds a plan for one call.
-class PlanUse {
- public:
-  explicit PlanUse(PlanState& plan) : plan_(plan), owned_(!plan.busy.exchange(true)) {}
-  ~PlanUse() {
-    if (!owned_) return;
-    for (SequenceView& view : plan_.workspace.views) Unpin(view);
-    plan_.busy.store(false);
-  }
-  PlanUse(const PlanUse&) = delete;
-  PlanUse& operator=(const PlanUse&) = delete;
-
-  absl::Status status() const {
-    if (owned_) return absl::OkStatus();
-    return absl::AbortedError("plan: another call is using it; a plan serves one call at a time");
-  }
-
- private:
-  PlanState& plan_;
-  const bool owned_;
 };
 
 }  // namespace
@@ -417,77 +379,6 @@ absl::StatusOr<Plan> Engine::MakePlan(const RaggedBatch& batch, const AttendOpti
   state->sequences = std::move(sequences);
   state->cu_seqlens.assign(batch.cu_seqlens.begin(), batch.cu_seqlens.end());
   return Plan(std::move(state));
-}
-
-absl::Status Engine::BeginStep(const Plan& plan, Stream stream) {
-  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
-  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
-  PlanState& state = *plan.state_;
-  if (state.options.reserve_tokens == 0) {
-    return absl::FailedPreconditionError(
-        "plan: steps need a plan with AttendOptions::reserve_tokens");
-  }
-  const PlanUse use(state);
-  WAVEKV_RETURN_IF_ERROR(use.status());
-  if (impl_->gpu != nullptr) {
-    WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(Memory::kDevice, stream));
-    WAVEKV_RETURN_IF_ERROR(impl_->gpu->TakeErrors(state.gpu));
-    WAVEKV_RETURN_IF_ERROR(impl_->BeginStep(state, queue));
-  }
-  state.step_has_begun = true;
-  return absl::OkStatus();
-}
-
-absl::Status Engine::AppendStep(const Plan& plan, int layer, const TensorView& keys,
-                                const TensorView& values, Stream stream) {
-  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
-  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
-  PlanState& state = *plan.state_;
-  const ModelSpec& model = impl_->options.model;
-  const bool on_gpu = impl_->gpu != nullptr;
-  WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
-  WAVEKV_RETURN_IF_ERROR(
-      CheckTensor({"keys", plan.num_rows(), model.num_kv_heads, model.head_dim_k, on_gpu}, keys));
-  WAVEKV_RETURN_IF_ERROR(CheckTensor(
-      {"values", plan.num_rows(), model.num_kv_heads, model.head_dim_v, on_gpu}, values));
-  const PlanUse use(state);
-  WAVEKV_RETURN_IF_ERROR(use.status());
-  WAVEKV_RETURN_IF_ERROR(CheckStepHasBegun(state));
-  if (!on_gpu) {
-    return impl_->Append(state.sequences, state.cu_seqlens, layer, TensorSource(keys, values),
-                         stream);
-  }
-  WAVEKV_RETURN_IF_ERROR(CheckOnDevice("keys", keys.memory));
-  WAVEKV_RETURN_IF_ERROR(CheckOnDevice("values", values.memory));
-  WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(keys.memory, stream));
-  return impl_->gpu->AppendStep(state.gpu, layer,
-                                {keys.data, values.data, keys.dtype, values.dtype, keys.row_stride,
-                                 keys.head_stride, values.row_stride, values.head_stride},
-                                queue);
-}
-
-absl::Status Engine::EndStep(const Plan& plan, Stream stream) {
-  WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
-  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
-  PlanState& state = *plan.state_;
-  const PlanUse use(state);
-  WAVEKV_RETURN_IF_ERROR(use.status());
-  WAVEKV_RETURN_IF_ERROR(CheckStepHasBegun(state));
-  if (impl_->gpu != nullptr) {
-    WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(Memory::kDevice, stream));
-    WAVEKV_RETURN_IF_ERROR(impl_->gpu->EndStep(state.gpu, queue));
-  }
-  state.step_has_begun = false;
-  return absl::OkStatus();
-}
-
-absl::StatusOr<AttendStats> Engine::ReadStats(const Plan& plan) {
-  if (plan.state_ == nullptr || plan.state_->context != impl_->context) return PlanNotFound();
-  PlanState& state = *plan.state_;
-  const PlanUse use(state);
-  WAVEKV_RETURN_IF_ERROR(use.status());
-  if (impl_->gpu == nullptr) return state.last_stats;
-  return impl_->gpu->ReadStats(state.gpu, plan.num_rows());
 }
 
 absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const TensorView& queries,

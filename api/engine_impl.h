@@ -37,6 +37,32 @@ struct PlanState {
   AttendStats last_stats;
 };
 
+// Holds a plan for one call.
+class PlanUse {
+ public:
+  explicit PlanUse(PlanState& plan) : plan_(plan), owned_(!plan.busy.exchange(true)) {}
+  ~PlanUse() {
+    if (!owned_) return;
+    for (SequenceView& view : plan_.workspace.views) Unpin(view);
+    plan_.busy.store(false);
+  }
+  PlanUse(const PlanUse&) = delete;
+  PlanUse& operator=(const PlanUse&) = delete;
+
+  absl::Status status() const {
+    if (owned_) return absl::OkStatus();
+    return absl::AbortedError("plan: another call is using it; a plan serves one call at a time");
+  }
+
+ private:
+  PlanState& plan_;
+  const bool owned_;
+};
+
+absl::Status PlanNotFound();
+absl::Status CheckStepHasBegun(const PlanState& plan);
+absl::Status CheckOnDevice(const char* name, Memory memory);
+
 TenantStats StatsOf(const TenantStore& tenant);
 
 // What CUDA engines open, where it is set: for tests on machines without a GPU.

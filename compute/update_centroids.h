@@ -10,7 +10,7 @@ namespace wavekv {
 // Shapes: points [num_points, dim] fp32 dense; offsets [num_clusters + 1] (CSR) and members
 // [offsets[num_clusters]] name the points of each cluster; means [num_clusters, dim] fp32.
 // Order: members are summed in fp32 in the order given, four interleaved partial sums at most, so
-// the same input gives the same bytes. An empty cluster's mean is left as it was.
+// the same input gives the same bytes. What belongs to an empty cluster is left as it was.
 struct UpdateCentroidsTask {
   const float* points = nullptr;
   int dim = 0;
@@ -19,6 +19,7 @@ struct UpdateCentroidsTask {
   int64_t num_clusters = 0;
   bool normalize = false;  // scale each mean to unit length; a zero mean stays zero
   float* means = nullptr;
+  float* lengths = nullptr;  // [num_clusters], of the means before they are scaled; or nullptr
 };
 
 }  // namespace wavekv

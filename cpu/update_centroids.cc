@@ -53,9 +53,12 @@ void UpdateCentroidsOf(const UpdateCentroidsTask& task) {
     std::fill_n(mean, task.dim, 0.0f);
     AddPoints(task, begin, end, mean);
     ScaleRow(mean, task.dim, 1.0f / static_cast<float>(end - begin));
-    if (!task.normalize) continue;
-    const double squared = SquaredLength(mean, task.dim);
-    if (squared > 0.0) ScaleRow(mean, task.dim, static_cast<float>(1.0 / std::sqrt(squared)));
+    if (!task.normalize && task.lengths == nullptr) continue;
+    const double length = std::sqrt(SquaredLength(mean, task.dim));
+    if (task.lengths != nullptr) task.lengths[c] = static_cast<float>(length);
+    if (task.normalize && length > 0.0) {
+      ScaleRow(mean, task.dim, static_cast<float>(1.0 / length));
+    }
   }
 }
 

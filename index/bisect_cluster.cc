@@ -4,70 +4,84 @@
 #include <numeric>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "index/row_math.h"
 
 namespace wavekv {
 namespace {
 
-// 2-means of so few points has settled by then.
+// 2-means of so few points has mostly settled by then.
 constexpr int kPasses = 4;
 
 // A half holds at least one in so many of the members.
 constexpr int64_t kSmallestShare = 8;
 
-float Dot(const float* a, const float* b, int dim) {
-  float sum = 0.0f;
-  for (int i = 0; i < dim; ++i) sum += a[i] * b[i];
-  return sum;
+// mean = the mean of the rows that are listed.
+void MeanOfRows(const std::vector<float>& rows, int dim, absl::Span<const uint32_t> listed,
+                float* mean) {
+  std::fill_n(mean, dim, 0.0f);
+  for (const uint32_t i : listed) {
+    const float* const row = rows.data() + static_cast<int64_t>(i) * dim;
+    for (int j = 0; j < dim; ++j) mean[j] += row[j];
+  }
+  const float inverse = 1.0f / static_cast<float>(listed.size());
+  for (int j = 0; j < dim; ++j) mean[j] *= inverse;
+}
+
+// Moves those of `order` whose score is above the midpoint to the front, in order, and returns how
+// many there are; where one side would be too small, the cut is by rank.
+int64_t Cut(const std::vector<float>& scores, float midpoint, std::vector<uint32_t>& order) {
+  const auto num_members = static_cast<int64_t>(order.size());
+  const int64_t smallest = std::max<int64_t>(num_members / kSmallestShare, 1);
+  std::iota(order.begin(), order.end(), 0);
+  const auto middle = std::stable_partition(order.begin(), order.end(),
+                                            [&](uint32_t i) { return scores[i] > midpoint; });
+  const int64_t above = middle - order.begin();
+  const int64_t cut = std::clamp(above, smallest, num_members - smallest);
+  if (cut == above) return cut;
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return scores[a] > scores[b]; });
+  std::sort(order.begin(), order.begin() + cut);
+  std::sort(order.begin() + cut, order.end());
+  return cut;
 }
 
 }  // namespace
 
-absl::StatusOr<int64_t> BisectCluster(const float* points, int dim, absl::Span<uint32_t> members,
-                                      Backend& backend) {
-  const int64_t num_members = static_cast<int64_t>(members.size());
+Bisection BisectCluster(const float* points, int dim, absl::Span<uint32_t> members) {
+  const auto num_members = static_cast<int64_t>(members.size());
 
   // Rows relative to the cluster's mean: its own width, not its place, decides the rounding.
-  std::vector<float> mean(dim);
-  const uint32_t whole[] = {0, static_cast<uint32_t>(num_members)};
-  const UpdateCentroidsTask mean_task = {.points = points,
-                                         .dim = dim,
-                                         .offsets = whole,
-                                         .members = members.data(),
-                                         .num_clusters = 1,
-                                         .means = mean.data()};
-  if (absl::Status status = backend.UpdateCentroids({&mean_task, 1}); !status.ok()) return status;
   std::vector<float> rows(num_members * dim);
-  std::vector<float> squared_lengths(num_members);
   for (int64_t i = 0; i < num_members; ++i) {
-    const float* point = points + static_cast<int64_t>(members[i]) * dim;
-    float* row = rows.data() + i * dim;
-    for (int j = 0; j < dim; ++j) row[j] = point[j] - mean[j];
-    squared_lengths[i] = Dot(row, row, dim);
+    std::copy_n(points + static_cast<int64_t>(members[i]) * dim, dim, rows.data() + i * dim);
   }
-
-  // The inner product of every row with one direction.
-  std::vector<float> scores(num_members);
-  std::vector<int32_t> unused_assignment(num_members);
-  const auto score_rows = [&](const float* direction) {
-    const AssignClustersTask task = {.points = rows.data(),
-                                     .num_points = num_members,
-                                     .centroids = direction,
-                                     .num_centroids = 1,
-                                     .dim = dim,
-                                     .assignment = unused_assignment.data(),
-                                     .scores = scores.data()};
-    return backend.AssignClusters({&task, 1});
-  };
-
-  // The two centres: first the row farthest from the mean and the row farthest from that one.
-  std::vector<float> centres(2 * dim);
+  std::vector<uint32_t> order(num_members);
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<float> centres(2 * dim), direction(dim);
   float* const first = centres.data();
   float* const second = centres.data() + dim;
-  const auto farthest =
-      std::max_element(squared_lengths.begin(), squared_lengths.end()) - squared_lengths.begin();
+  MeanOfRows(rows, dim, order, first);
+  int64_t farthest = 0;
+  float greatest = -1.0f;
+  std::vector<float> squared_lengths(num_members);
+  for (int64_t i = 0; i < num_members; ++i) {
+    float* const row = rows.data() + i * dim;
+    for (int j = 0; j < dim; ++j) row[j] -= first[j];
+    squared_lengths[i] = DotRows(row, row, dim);
+    if (squared_lengths[i] > greatest) {
+      greatest = squared_lengths[i];
+      farthest = i;
+    }
+  }
+
+  // The two centres: first the row farthest from the mean and the row farthest from that one.
+  std::vector<float> scores(num_members);
+  const auto score_rows = [&](const float* by) {
+    for (int64_t i = 0; i < num_members; ++i) scores[i] = DotRows(rows.data() + i * dim, by, dim);
+  };
   std::copy_n(rows.data() + farthest * dim, dim, first);
-  if (absl::Status status = score_rows(first); !status.ok()) return status;
+  score_rows(first);
   int64_t opposite = 0;
   const auto distance = [&](int64_t i) { return squared_lengths[i] - 2.0f * scores[i]; };
   for (int64_t i = 1; i < num_members; ++i) {
@@ -75,44 +89,29 @@ absl::StatusOr<int64_t> BisectCluster(const float* points, int dim, absl::Span<u
   }
   std::copy_n(rows.data() + opposite * dim, dim, second);
 
-  const int64_t smallest = std::max<int64_t>(num_members / kSmallestShare, 1);
-  std::vector<uint32_t> order(num_members);
-  std::vector<float> direction(dim);
-  int64_t cut = 0;
+  Bisection result;
   for (int pass = 0; pass < kPasses; ++pass) {
     // A row is nearer to the first centre when its score is above that of the midpoint.
     for (int j = 0; j < dim; ++j) direction[j] = first[j] - second[j];
-    const float midpoint = 0.5f * (Dot(first, first, dim) - Dot(second, second, dim));
-    if (absl::Status status = score_rows(direction.data()); !status.ok()) return status;
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](uint32_t a, uint32_t b) { return scores[a] > scores[b]; });
-    if (scores[order.front()] == scores[order.back()]) {
-      cut = num_members / 2;
-      break;
-    }
-    cut = std::partition_point(order.begin(), order.end(),
-                               [&](uint32_t i) { return scores[i] > midpoint; }) -
-          order.begin();
-    cut = std::clamp(cut, smallest, num_members - smallest);
-
-    const uint32_t halves[] = {0, static_cast<uint32_t>(cut), static_cast<uint32_t>(num_members)};
-    const UpdateCentroidsTask halves_task = {.points = rows.data(),
-                                             .dim = dim,
-                                             .offsets = halves,
-                                             .members = order.data(),
-                                             .num_clusters = 2,
-                                             .means = centres.data()};
-    if (absl::Status status = backend.UpdateCentroids({&halves_task, 1}); !status.ok()) {
-      return status;
-    }
+    const float midpoint = 0.5f * (DotRows(first, first, dim) - DotRows(second, second, dim));
+    score_rows(direction.data());
+    const auto [least, most] = std::minmax_element(scores.begin(), scores.end());
+    if (*least == *most) return {num_members / 2, 0.0f};
+    const int64_t cut = Cut(scores, midpoint, order);
+    const absl::Span<const uint32_t> halves = order;
+    MeanOfRows(rows, dim, halves.subspan(0, cut), first);
+    MeanOfRows(rows, dim, halves.subspan(cut), second);
+    const bool settled = cut == result.cut;
+    result.cut = cut;
+    if (settled) break;
   }
-
+  for (int j = 0; j < dim; ++j) direction[j] = first[j] - second[j];
+  const auto count = static_cast<float>(result.cut);
+  const auto rest = static_cast<float>(num_members - result.cut);
+  result.gain = count * rest / (count + rest) * DotRows(direction.data(), direction.data(), dim);
   for (uint32_t& index : order) index = members[index];
   std::copy(order.begin(), order.end(), members.begin());
-  std::sort(members.begin(), members.begin() + cut);
-  std::sort(members.begin() + cut, members.end());
-  return cut;
+  return result;
 }
 
 }  // namespace wavekv

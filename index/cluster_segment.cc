@@ -8,10 +8,19 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "index/bisect_cluster.h"
+#include "index/group_members.h"
+#include "index/refine_clusters.h"
+#include "index/row_math.h"
 #include "index/seed_centroids.h"
+#include "index/start_clusters.h"
+#include "storage/status_macros.h"
+#include "wavekv/types.h"
 
 namespace wavekv {
 namespace {
+
+// With more clusters than this, points look at near ones only.
+constexpr int64_t kClustersAllMax = 128;
 
 absl::Status CheckAtLeast(int64_t least, const char* name, int64_t value) {
   if (value >= least) return absl::OkStatus();
@@ -29,74 +38,60 @@ absl::Status CheckArguments(absl::Span<const float> keys, int dim,
   return status;
 }
 
-// Scales by a power of two, which rounds nothing, until no sum or product of what follows can
-// overflow. Returns false if there is an infinity or NaN.
-bool ScaleToUnit(absl::Span<float> values) {
-  float largest = 0.0f;
-  bool finite = true;
-  for (const float value : values) {
-    largest = std::max(largest, std::abs(value));
-    finite &= std::isfinite(value);
+// Subtracts the mean of all rows from each and scales by a power of two, which rounds nothing, so
+// that no sum or product of what follows can overflow. Returns the squared lengths of the rows that
+// come out; none if there is an infinity or NaN.
+std::vector<float> CentreAndScale(absl::Span<float> rows, int dim) {
+  const auto num_rows = static_cast<int64_t>(rows.size()) / dim;
+  std::vector<double> sums(dim, 0.0);
+  float largest[kHeadDimStep] = {};
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const float* const row = rows.data() + i * dim;
+    for (int j = 0; j < dim; ++j) sums[j] += row[j];
+    for (int j = 0; j < dim; j += kHeadDimStep) {
+      for (int lane = 0; lane < kHeadDimStep; ++lane) {
+        const float magnitude = std::abs(row[j + lane]);
+        largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
+      }
+    }
   }
-  if (!finite) return false;
-  if (largest == 0.0f) return true;
-  const float scale = std::ldexp(1.0f, std::min(-std::ilogb(largest), 126));
-  for (float& value : values) value *= scale;
-  return true;
-}
-
-// Subtracts the mean of all rows from each.
-absl::Status Centre(absl::Span<float> rows, int dim, Backend& backend) {
-  const uint32_t num_rows = static_cast<uint32_t>(rows.size() / dim);
-  const uint32_t offsets[] = {0, num_rows};
-  std::vector<uint32_t> members(num_rows);
-  std::iota(members.begin(), members.end(), 0);
+  // Of finite fp32 numbers no sum in double overflows; of others it is none.
+  for (const double sum : sums) {
+    if (!std::isfinite(sum)) return {};
+  }
+  const float greatest = *std::max_element(std::begin(largest), std::end(largest));
+  const int exponent = greatest == 0.0f ? 0 : std::min(-std::ilogb(greatest), 126);
+  const float scale = std::ldexp(1.0f, exponent);
   std::vector<float> mean(dim);
-  const UpdateCentroidsTask task = {.points = rows.data(),
-                                    .dim = dim,
-                                    .offsets = offsets,
-                                    .members = members.data(),
-                                    .num_clusters = 1,
-                                    .means = mean.data()};
-  if (absl::Status status = backend.UpdateCentroids({&task, 1}); !status.ok()) return status;
-  for (uint32_t i = 0; i < num_rows; ++i) {
-    float* row = rows.data() + static_cast<int64_t>(i) * dim;
-    for (int j = 0; j < dim; ++j) row[j] -= mean[j];
+  for (int j = 0; j < dim; ++j) {
+    mean[j] = static_cast<float>(std::ldexp(sums[j] / static_cast<double>(num_rows), exponent));
   }
-  return absl::OkStatus();
+  std::vector<float> squared_lengths(num_rows);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    float* const row = rows.data() + i * dim;
+    for (int j = 0; j < dim; ++j) row[j] = row[j] * scale - mean[j];
+    squared_lengths[i] = DotRows(row, row, dim);
+  }
+  return squared_lengths;
 }
 
-// A counting sort, so members ascend inside each cluster. Clusters may be empty.
-Clustering GroupByCluster(absl::Span<const int32_t> assignment, int64_t num_clusters) {
-  Clustering groups;
-  groups.offsets.assign(num_clusters + 1, 0);
-  for (const int32_t cluster : assignment) ++groups.offsets[cluster + 1];
-  std::partial_sum(groups.offsets.begin(), groups.offsets.end(), groups.offsets.begin());
-  std::vector<uint32_t> next(groups.offsets.begin(), groups.offsets.end() - 1);
-  groups.members.resize(assignment.size());
-  for (uint32_t token = 0; token < assignment.size(); ++token) {
-    groups.members[next[assignment[token]]++] = token;
-  }
-  return groups;
-}
-
-// k-means proper: the seeds, then an update and a new assignment per iteration.
-absl::StatusOr<Clustering> Iterate(absl::Span<const float> points, int dim, int64_t num_clusters,
-                                   const ClusteringOptions& options, Backend& backend) {
+// k-means over few clusters: seeds, then an update and an assignment among all per iteration.
+absl::StatusOr<Members> IterateOverAll(absl::Span<const float> points, int dim,
+                                       int64_t num_clusters, const ClusteringOptions& options,
+                                       Backend& backend) {
   const int64_t num_points = static_cast<int64_t>(points.size()) / dim;
-  absl::StatusOr<std::vector<float>> centroids =
-      SeedCentroids(points.data(), num_points, dim, num_clusters, options.seed);
-  if (!centroids.ok()) return centroids.status();
-
+  WAVEKV_ASSIGN_OR_RETURN(
+      std::vector<float> centroids,
+      SeedCentroids(points.data(), num_points, dim, num_clusters, options.seed));
   std::vector<int32_t> assignment(num_points);
   const AssignClustersTask assign = {.points = points.data(),
                                      .num_points = num_points,
-                                     .centroids = centroids->data(),
+                                     .centroids = centroids.data(),
                                      .num_centroids = num_clusters,
                                      .dim = dim,
                                      .assignment = assignment.data()};
-  if (absl::Status status = backend.AssignClusters({&assign, 1}); !status.ok()) return status;
-  Clustering groups = GroupByCluster(assignment, num_clusters);
+  WAVEKV_RETURN_IF_ERROR(backend.AssignClusters({&assign, 1}));
+  Members groups = GroupMembers(assignment, num_clusters);
   for (int iteration = 0; iteration < options.kmeans_iterations; ++iteration) {
     const UpdateCentroidsTask update = {.points = points.data(),
                                         .dim = dim,
@@ -104,12 +99,28 @@ absl::StatusOr<Clustering> Iterate(absl::Span<const float> points, int dim, int6
                                         .members = groups.members.data(),
                                         .num_clusters = num_clusters,
                                         .normalize = true,
-                                        .means = centroids->data()};
-    if (absl::Status status = backend.UpdateCentroids({&update, 1}); !status.ok()) return status;
-    if (absl::Status status = backend.AssignClusters({&assign, 1}); !status.ok()) return status;
-    groups = GroupByCluster(assignment, num_clusters);
+                                        .means = centroids.data()};
+    WAVEKV_RETURN_IF_ERROR(backend.UpdateCentroids({&update, 1}));
+    WAVEKV_RETURN_IF_ERROR(backend.AssignClusters({&assign, 1}));
+    groups = GroupMembers(assignment, num_clusters);
   }
   return groups;
+}
+
+// The same for many: a start in two levels, and rounds over near clusters.
+absl::StatusOr<Members> IterateOverNear(absl::Span<const float> points, int dim,
+                                        absl::Span<const float> squared_lengths,
+                                        int64_t num_clusters, const ClusteringOptions& options,
+                                        Backend& backend) {
+  const int64_t num_points = static_cast<int64_t>(points.size()) / dim;
+  WAVEKV_ASSIGN_OR_RETURN(
+      std::vector<int32_t> assignment,
+      StartClusters(points.data(), num_points, dim, num_clusters, options.seed, backend));
+  const RefineOptions refine = {.rounds = options.kmeans_iterations,
+                                .members_max = options.cluster_tokens_max};
+  WAVEKV_RETURN_IF_ERROR(RefineClusters(points.data(), dim, squared_lengths, num_clusters, refine,
+                                        backend, absl::MakeSpan(assignment)));
+  return GroupMembers(assignment, num_clusters);
 }
 
 // A run of `members` that forms one cluster.
@@ -121,11 +132,10 @@ struct Run {
 
 // Cuts the largest cluster in two until there are enough clusters, which makes up for empty ones,
 // and none is too large.
-absl::StatusOr<std::vector<Run>> SplitLargest(absl::Span<const float> points, int dim,
-                                              int64_t num_clusters, uint32_t size_max,
-                                              Clustering& groups, Backend& backend) {
+std::vector<Run> SplitLargest(absl::Span<const float> points, int dim, int64_t num_clusters,
+                              uint32_t size_max, Members& groups) {
   std::vector<Run> runs;
-  for (int64_t i = 0; i < groups.num_clusters(); ++i) {
+  for (int64_t i = 0; i < num_clusters; ++i) {
     const Run run = {groups.offsets[i], groups.offsets[i + 1]};
     if (run.size() > 0) runs.push_back(run);
   }
@@ -137,10 +147,9 @@ absl::StatusOr<std::vector<Run>> SplitLargest(absl::Span<const float> points, in
     std::pop_heap(runs.begin(), runs.end(), smaller);
     const Run run = runs.back();
     runs.pop_back();
-    const absl::StatusOr<int64_t> cut = BisectCluster(
-        points.data(), dim, absl::MakeSpan(groups.members).subspan(run.begin, run.size()), backend);
-    if (!cut.ok()) return cut.status();
-    const uint32_t middle = run.begin + static_cast<uint32_t>(*cut);
+    const Bisection bisection = BisectCluster(
+        points.data(), dim, absl::MakeSpan(groups.members).subspan(run.begin, run.size()));
+    const uint32_t middle = run.begin + static_cast<uint32_t>(bisection.cut);
     runs.push_back({run.begin, middle});
     std::push_heap(runs.begin(), runs.end(), smaller);
     runs.push_back({middle, run.end});
@@ -174,14 +183,15 @@ absl::StatusOr<Clustering> ClusterSegment(absl::Span<float> keys, int dim,
   const int64_t num_clusters = std::max<int64_t>(
       (num_tokens + options.tokens_per_cluster / 2) / options.tokens_per_cluster, 1);
 
-  if (!ScaleToUnit(keys)) return absl::InvalidArgumentError("keys: expected finite values");
-  if (absl::Status status = Centre(keys, dim, backend); !status.ok()) return status;
-  absl::StatusOr<Clustering> groups = Iterate(keys, dim, num_clusters, options, backend);
-  if (!groups.ok()) return groups.status();
-  absl::StatusOr<std::vector<Run>> runs =
-      SplitLargest(keys, dim, num_clusters, options.cluster_tokens_max, *groups, backend);
-  if (!runs.ok()) return runs.status();
-  return InOrder(*std::move(runs), groups->members);
+  const std::vector<float> squared_lengths = CentreAndScale(keys, dim);
+  if (squared_lengths.empty()) return absl::InvalidArgumentError("keys: expected finite values");
+  WAVEKV_ASSIGN_OR_RETURN(
+      Members groups,
+      num_clusters <= kClustersAllMax
+          ? IterateOverAll(keys, dim, num_clusters, options, backend)
+          : IterateOverNear(keys, dim, squared_lengths, num_clusters, options, backend));
+  return InOrder(SplitLargest(keys, dim, num_clusters, options.cluster_tokens_max, groups),
+                 groups.members);
 }
 
 }  // namespace wavekv

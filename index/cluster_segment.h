@@ -14,7 +14,7 @@ namespace wavekv {
 struct ClusteringOptions {
   int tokens_per_cluster = 16;  // on average: sets the number of clusters
   int cluster_tokens_max = 64;  // larger clusters are split
-  int kmeans_iterations = 2;    // updates of the centroids after the first assignment
+  int kmeans_iterations = 2;    // rounds after the first assignment (refine_clusters.h)
   uint64_t seed = 1;
 };
 
@@ -39,9 +39,10 @@ struct Clustering {
 // Shapes: keys [num_tokens, dim] fp32 dense, any finite values; overwritten (centred and scaled by
 // a power of two), so that no second copy is needed. Errors: InvalidArgument naming the option or
 // input that is out of range; those of the backend. Threads: concurrent calls are independent; the
-// backend sees one task a call, so parallelism comes from clustering several heads at once. The
+// backend sees little work a call, so parallelism comes from clustering several heads at once. The
 // same input gives the same result. Source: RetroInfer (arXiv 2505.02922), "Segmented clustering";
-// ours keeps every pass inside the segment, repairs empty clusters and limits the size.
+// ours keeps every pass inside the segment, looks at near clusters only where there are many,
+// exchanges clusters, repairs empty ones and limits the size.
 absl::StatusOr<Clustering> ClusterSegment(absl::Span<float> keys, int dim,
                                           const ClusteringOptions& options, Backend& backend);
 

@@ -8,7 +8,7 @@
 namespace wavekv::cpu {
 
 // Points of a part: enough to share the packing of each panel of centroids.
-inline constexpr int64_t kPointsPerPart = 512;
+inline constexpr int64_t kPointsPerPart = 256;
 
 // Backend::AssignClusters in parts, each kPointsPerPart of the task's points, which workers may
 // share. `dim` is one that a head may have.

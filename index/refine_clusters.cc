@@ -96,11 +96,12 @@ class Refinement {
   // Halves an interval until it holds few: a pass of the compiler's vectors costs less than a step
   // of a selection that moves elements. What then still lies in it is taken in order.
   void ListGreatest(absl::Span<const float> values, uint32_t* list) const {
-    constexpr int kHalvings = 12;
+    constexpr int kHalvings = 10;
+    constexpr int32_t kInOrderMax = 2;
     float low = -1.5f, high = 2.0f;
     int32_t num_above = 1;  // at least `high`
-    for (int i = 0; i < kHalvings && num_above < num_near_; ++i) {
-      const float middle = 0.5f * (low + high);
+    float middle = 0.25f;
+    for (int i = 0; i < kHalvings && num_above + kInOrderMax < num_near_; ++i) {
       int32_t count = 0;
       for (const float value : values) count += value >= middle ? 1 : 0;
       if (count > num_near_) {
@@ -109,6 +110,7 @@ class Refinement {
         high = middle;
         num_above = count;
       }
+      middle = 0.5f * (std::max(low, -1.0f) + std::min(high, 1.0f));
     }
     int64_t from_interval = num_near_ - num_above;
     uint32_t* const end = list + num_near_;

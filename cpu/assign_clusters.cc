@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "cpu/targets.h"
@@ -19,16 +20,8 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// Products are of 16-bit integers: twice as many fit an instruction as of fp32, and sums in 32 bits
-// are exact, so that the result is the same with any instructions. Two neighbouring elements form a
-// word, which one instruction multiplies with another word and adds up.
-//
-// Bounds: a point's integers are at most 2^12, a centroid of length 1 has one of 2^14, so by Cauchy
-// and Schwarz a sum is at most 2^12 sqrt(kHeadDimMax) 2^14, below 2^31.
-constexpr float kPointMax = 4096.0f;
-constexpr float kCentroidUnit = 16384.0f;
-static_assert(kHeadDimMax <= 900);
-
+// Two neighbouring elements form a word, which one instruction multiplies with another word and
+// adds up.
 using Words = hn::ScalableTag<int32_t>;
 constexpr int kLanes = hn::MaxLanes(Words());
 constexpr int kColumns = kBlockVectors * kLanes;
@@ -42,56 +35,8 @@ int64_t CentroidId(const AssignClustersTask& task, int64_t i) {
   return task.centroid_ids == nullptr ? i : task.centroid_ids[i];
 }
 
-// to = row * scale, to nearest.
-void Quantize(const float* row, int dim, float scale, int16_t* to) {
-  WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-    const hn::Rebind<int16_t, decltype(d)> d16;
-    const auto factor = hn::Set(d, scale);
-    for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
-      const auto integers = hn::NearestInt(hn::Mul(hn::LoadU(d, row + i), factor));
-      hn::StoreU(hn::DemoteTo(d16, integers), d16, to + i);
-    }
-  });
-}
-
-float LargestMagnitude(const float* row, int dim) {
-  float result = 0.0f;
-  WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-    auto largest = hn::Zero(d);
-    for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
-      largest = hn::Max(largest, hn::Abs(hn::LoadU(d, row + i)));
-    }
-    result = hn::GetLane(hn::MaxOfLanes(d, largest));
-  });
-  return result;
-}
-
-// Points of a part as integers, each in a unit of its own.
-struct Points {
-  const int32_t* row(int64_t i, int dim) const { return words + i * (dim / 2); }
-
-  float units[kPointsPerPart];
-  alignas(64) int32_t words[kPointsPerPart * kWordsMax];
-};
-
-void Load(const AssignClustersTask& task, int64_t begin, int64_t end, Points& points) {
-  constexpr float kLeast = 1e-30f;  // what is smaller is zero
-  constexpr int64_t kAhead = 8;     // rows on their way: those that are named lie anywhere
-  const auto prefetch = [&](int64_t i) {
-    const float* const row = task.points + PointId(task, i) * task.dim;
-    PrefetchBytes(reinterpret_cast<const std::byte*>(row),
-                  task.dim * static_cast<int64_t>(sizeof(float)));
-  };
-  for (int64_t i = begin; i < std::min(begin + kAhead, end); ++i) prefetch(i);
-  for (int64_t i = begin; i < end; ++i) {
-    if (i + kAhead < end) prefetch(i + kAhead);
-    const float* const row = task.points + PointId(task, i) * task.dim;
-    const float largest = LargestMagnitude(row, task.dim);
-    const float scale = largest > kLeast ? kPointMax / largest : 0.0f;
-    points.units[i - begin] = largest / kPointMax / kCentroidUnit;
-    Quantize(row, task.dim, scale,
-             reinterpret_cast<int16_t*>(points.words + (i - begin) * (task.dim / 2)));
-  }
+const int16_t* PointOf(const AssignClustersTask& task, int64_t i) {
+  return task.points + PointId(task, i) * task.dim;
 }
 
 // Some consecutive centroids as columns of a matrix of words.
@@ -106,27 +51,23 @@ void Pack(const AssignClustersTask& task, int64_t first, Panel& panel) {
   panel.first = first;
   panel.num_centroids = static_cast<int>(std::min<int64_t>(kColumns, task.num_centroids - first));
   panel.num_columns = (panel.num_centroids + kLanes - 1) / kLanes * kLanes;
-  const int num_words = task.dim / 2;
-  alignas(64) int16_t rows[4][kHeadDimMax];
-  const std::byte* addresses[4];
-  for (int r = 0; r < 4; ++r) addresses[r] = reinterpret_cast<const std::byte*>(rows[r]);
   for (int column = 0; column < panel.num_columns; column += 4) {
+    const std::byte* rows[4];
     for (int r = 0; r < 4; ++r) {
       // The last centroid stands in for those missing to a whole vector, where it changes nothing.
       const int64_t place = std::min<int64_t>(first + column + r, task.num_centroids - 1);
-      Quantize(task.centroids + CentroidId(task, place) * task.dim, task.dim, kCentroidUnit,
-               rows[r]);
+      rows[r] =
+          reinterpret_cast<const std::byte*>(task.centroids + CentroidId(task, place) * task.dim);
     }
     // Moves words as if they were fp32.
-    TransposeFourRows<DType::kFloat32>(addresses, num_words,
-                                       reinterpret_cast<float*>(panel.words + column),
-                                       panel.num_columns);
+    TransposeFourRows<DType::kFloat32>(
+        rows, task.dim / 2, reinterpret_cast<float*>(panel.words + column), panel.num_columns);
   }
 }
 
 // sums[r][column] = the product of row r and that column of b, [num_words, columns].
 template <int kVectors>
-HWY_INLINE void MultiplyWords(const int32_t* const* rows, const int32_t* b, int num_words,
+HWY_INLINE void MultiplyWords(const int16_t* const* rows, const int32_t* b, int num_words,
                               int32_t (*sums)[kColumns]) {
   const Words d;
   const hn::Repartition<int16_t, Words> d16;
@@ -143,7 +84,9 @@ HWY_INLINE void MultiplyWords(const int32_t* const* rows, const int32_t* b, int 
     for (int v = 0; v < kVectors; ++v) b_row[v] = hn::BitCast(d16, hn::Load(d, b + v * kLanes));
     HWY_UNROLL(6)
     for (int r = 0; r < kBlockRows; ++r) {
-      const auto word = hn::BitCast(d16, hn::Set(d, rows[r][k]));
+      int32_t pair;
+      std::memcpy(&pair, rows[r] + 2 * k, sizeof(pair));
+      const auto word = hn::BitCast(d16, hn::Set(d, pair));
       HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) {
         acc[r][v] = hn::ReorderWidenMulAccumulate(d, word, b_row[v], acc[r][v], more[r][v]);
@@ -178,14 +121,12 @@ void Improve(const int32_t* products, const Panel& panel, Best& best) {
   best = {product, static_cast<int32_t>(panel.first + at)};
 }
 
-// kBlockRows points, fewer at the end, against a panel.
-void AssignBlock(const AssignClustersTask& task, const Points& points, int64_t begin, int64_t end,
-                 const Panel& panel, int32_t (*sums)[kColumns]) {
+// sums = the products of kBlockRows points, fewer at the end, with a panel.
+void MultiplyPanel(const AssignClustersTask& task, int64_t begin, int64_t end, const Panel& panel,
+                   int32_t (*sums)[kColumns]) {
   // The last point stands in for those missing to a whole block.
-  const int32_t* rows[kBlockRows];
-  for (int64_t r = 0; r < kBlockRows; ++r) {
-    rows[r] = points.row(std::min(begin + r, end - 1), task.dim);
-  }
+  const int16_t* rows[kBlockRows];
+  for (int64_t r = 0; r < kBlockRows; ++r) rows[r] = PointOf(task, std::min(begin + r, end - 1));
   const auto multiply = [&]<int kVectors>() HWY_ATTR {
     if constexpr (kVectors <= kBlockVectors) {
       MultiplyWords<kVectors>(rows, panel.words, task.dim / 2, sums);
@@ -203,42 +144,33 @@ void AssignBlock(const AssignClustersTask& task, const Points& points, int64_t b
   }
 }
 
-void StoreProducts(const int32_t* sums, float unit, int count, float* to) {
-  const Words d;
-  const hn::Rebind<float, Words> df;
-  alignas(64) float products[kColumns];
-  for (int i = 0; i < count; i += kLanes) {
-    const auto product = hn::Mul(hn::ConvertTo(df, hn::Load(d, sums + i)), hn::Set(df, unit));
-    hn::Store(product, df, products + i);
-  }
-  std::copy_n(products, count, to);
-}
-
 void AssignPart(const AssignClustersTask& task, int64_t part) {
   const int64_t begin = part * kPointsPerPart;
-  const int64_t num_points = std::min(kPointsPerPart, task.num_points - begin);
-  Points points;
-  Load(task, begin, begin + num_points, points);
+  const int64_t end = std::min(begin + kPointsPerPart, task.num_points);
+  // Points that are named lie anywhere.
+  for (int64_t i = begin; i < end && task.point_ids != nullptr; ++i) {
+    PrefetchBytes(reinterpret_cast<const std::byte*>(PointOf(task, i)),
+                  task.dim * static_cast<int64_t>(sizeof(int16_t)));
+  }
   Best best[kPointsPerPart];
   Panel panel;
   alignas(64) int32_t sums[kBlockRows][kColumns];
   for (int64_t first = 0; first < task.num_centroids; first += kColumns) {
     Pack(task, first, panel);
-    for (int64_t i = 0; i < num_points; i += kBlockRows) {
-      const int64_t end = std::min<int64_t>(i + kBlockRows, num_points);
-      AssignBlock(task, points, i, end, panel, sums);
-      for (int64_t r = i; r < end; ++r) {
-        const int32_t* const row = sums[r - i];
-        Improve(row, panel, best[r]);
+    for (int64_t i = begin; i < end; i += kBlockRows) {
+      const int64_t block_end = std::min<int64_t>(i + kBlockRows, end);
+      MultiplyPanel(task, i, block_end, panel, sums);
+      for (int64_t r = i; r < block_end; ++r) {
+        Improve(sums[r - i], panel, best[r - begin]);
         if (task.products == nullptr) continue;
-        StoreProducts(row, points.units[r], panel.num_centroids,
-                      task.products + (begin + r) * task.num_centroids + first);
+        std::copy_n(sums[r - i], panel.num_centroids,
+                    task.products + r * task.num_centroids + first);
       }
     }
   }
-  for (int64_t i = 0; i < num_points; ++i) {
-    task.assignment[PointId(task, begin + i)] =
-        static_cast<int32_t>(CentroidId(task, best[i].place));
+  for (int64_t i = begin; i < end; ++i) {
+    task.assignment[PointId(task, i)] =
+        static_cast<int32_t>(CentroidId(task, best[i - begin].place));
   }
 }
 

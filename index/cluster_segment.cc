@@ -8,13 +8,13 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "index/bisect_cluster.h"
+#include "index/cluster_points.h"
 #include "index/group_members.h"
 #include "index/refine_clusters.h"
 #include "index/row_math.h"
 #include "index/seed_centroids.h"
 #include "index/start_clusters.h"
 #include "storage/status_macros.h"
-#include "wavekv/types.h"
 
 namespace wavekv {
 namespace {
@@ -38,88 +38,88 @@ absl::Status CheckArguments(absl::Span<const float> keys, int dim,
   return status;
 }
 
+// The rows' squared lengths and integers.
+struct PointNumbers {
+  std::vector<float> squared_lengths;
+  std::vector<int16_t> rounded;
+};
+
 // Subtracts the mean of all rows from each and scales by a power of two, which rounds nothing, so
-// that no sum or product of what follows can overflow. Returns the squared lengths of the rows that
-// come out; none if there is an infinity or NaN.
-std::vector<float> CentreAndScale(absl::Span<float> rows, int dim) {
+// that no sum or product of what follows can overflow. Returns false, and does nothing, if there is
+// an infinity or NaN.
+bool CentreAndScale(absl::Span<float> rows, int dim, PointNumbers& numbers) {
   const auto num_rows = static_cast<int64_t>(rows.size()) / dim;
   std::vector<double> sums(dim, 0.0);
-  float largest[kHeadDimStep] = {};
+  float largest = 0.0f;
   for (int64_t i = 0; i < num_rows; ++i) {
     const float* const row = rows.data() + i * dim;
     for (int j = 0; j < dim; ++j) sums[j] += row[j];
-    for (int j = 0; j < dim; j += kHeadDimStep) {
-      for (int lane = 0; lane < kHeadDimStep; ++lane) {
-        const float magnitude = std::abs(row[j + lane]);
-        largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
-      }
-    }
+    largest = std::max(largest, LargestMagnitude(row, dim));
   }
   // Of finite fp32 numbers no sum in double overflows; of others it is none.
   for (const double sum : sums) {
-    if (!std::isfinite(sum)) return {};
+    if (!std::isfinite(sum)) return false;
   }
-  const float greatest = *std::max_element(std::begin(largest), std::end(largest));
-  const int exponent = greatest == 0.0f ? 0 : std::min(-std::ilogb(greatest), 126);
+  const int exponent = largest == 0.0f ? 0 : std::min(-std::ilogb(largest), 126);
   const float scale = std::ldexp(1.0f, exponent);
   std::vector<float> mean(dim);
   for (int j = 0; j < dim; ++j) {
     mean[j] = static_cast<float>(std::ldexp(sums[j] / static_cast<double>(num_rows), exponent));
   }
-  std::vector<float> squared_lengths(num_rows);
+  numbers.squared_lengths.resize(num_rows);
+  numbers.rounded.resize(rows.size());
   for (int64_t i = 0; i < num_rows; ++i) {
     float* const row = rows.data() + i * dim;
     for (int j = 0; j < dim; ++j) row[j] = row[j] * scale - mean[j];
-    squared_lengths[i] = DotRows(row, row, dim);
+    numbers.squared_lengths[i] = DotRows(row, row, dim);
+    RoundPoint(row, dim, numbers.rounded.data() + i * dim);
   }
-  return squared_lengths;
+  return true;
 }
 
 // k-means over few clusters: seeds, then an update and an assignment among all per iteration.
-absl::StatusOr<Members> IterateOverAll(absl::Span<const float> points, int dim,
-                                       int64_t num_clusters, const ClusteringOptions& options,
-                                       Backend& backend) {
-  const int64_t num_points = static_cast<int64_t>(points.size()) / dim;
+absl::StatusOr<Members> IterateOverAll(const ClusterPoints& points, int64_t num_clusters,
+                                       const ClusteringOptions& options, Backend& backend) {
   WAVEKV_ASSIGN_OR_RETURN(
       std::vector<float> centroids,
-      SeedCentroids(points.data(), num_points, dim, num_clusters, options.seed));
-  std::vector<int32_t> assignment(num_points);
-  const AssignClustersTask assign = {.points = points.data(),
-                                     .num_points = num_points,
-                                     .centroids = centroids.data(),
+      SeedCentroids(points.rows, points.num_points, points.dim, num_clusters, options.seed));
+  std::vector<int16_t> rounded;
+  std::vector<int32_t> assignment(points.num_points);
+  const auto assign = [&] {
+    RoundCentroids(centroids, points.dim, rounded);
+    const AssignClustersTask task = {.points = points.rounded,
+                                     .num_points = points.num_points,
+                                     .centroids = rounded.data(),
                                      .num_centroids = num_clusters,
-                                     .dim = dim,
+                                     .dim = points.dim,
                                      .assignment = assignment.data()};
-  WAVEKV_RETURN_IF_ERROR(backend.AssignClusters({&assign, 1}));
-  Members groups = GroupMembers(assignment, num_clusters);
+    return backend.AssignClusters({&task, 1});
+  };
+  WAVEKV_RETURN_IF_ERROR(assign());
   for (int iteration = 0; iteration < options.kmeans_iterations; ++iteration) {
-    const UpdateCentroidsTask update = {.points = points.data(),
-                                        .dim = dim,
+    const Members groups = GroupMembers(assignment, num_clusters);
+    const UpdateCentroidsTask update = {.points = points.rows,
+                                        .dim = points.dim,
                                         .offsets = groups.offsets.data(),
                                         .members = groups.members.data(),
                                         .num_clusters = num_clusters,
                                         .normalize = true,
                                         .means = centroids.data()};
     WAVEKV_RETURN_IF_ERROR(backend.UpdateCentroids({&update, 1}));
-    WAVEKV_RETURN_IF_ERROR(backend.AssignClusters({&assign, 1}));
-    groups = GroupMembers(assignment, num_clusters);
+    WAVEKV_RETURN_IF_ERROR(assign());
   }
-  return groups;
+  return GroupMembers(assignment, num_clusters);
 }
 
 // The same for many: a start in two levels, and rounds over near clusters.
-absl::StatusOr<Members> IterateOverNear(absl::Span<const float> points, int dim,
-                                        absl::Span<const float> squared_lengths,
-                                        int64_t num_clusters, const ClusteringOptions& options,
-                                        Backend& backend) {
-  const int64_t num_points = static_cast<int64_t>(points.size()) / dim;
-  WAVEKV_ASSIGN_OR_RETURN(
-      std::vector<int32_t> assignment,
-      StartClusters(points.data(), num_points, dim, num_clusters, options.seed, backend));
+absl::StatusOr<Members> IterateOverNear(const ClusterPoints& points, int64_t num_clusters,
+                                        const ClusteringOptions& options, Backend& backend) {
+  WAVEKV_ASSIGN_OR_RETURN(std::vector<int32_t> assignment,
+                          StartClusters(points, num_clusters, options.seed, backend));
   const RefineOptions refine = {.rounds = options.kmeans_iterations,
                                 .members_max = options.cluster_tokens_max};
-  WAVEKV_RETURN_IF_ERROR(RefineClusters(points.data(), dim, squared_lengths, num_clusters, refine,
-                                        backend, absl::MakeSpan(assignment)));
+  WAVEKV_RETURN_IF_ERROR(
+      RefineClusters(points, num_clusters, refine, backend, absl::MakeSpan(assignment)));
   return GroupMembers(assignment, num_clusters);
 }
 
@@ -183,13 +183,16 @@ absl::StatusOr<Clustering> ClusterSegment(absl::Span<float> keys, int dim,
   const int64_t num_clusters = std::max<int64_t>(
       (num_tokens + options.tokens_per_cluster / 2) / options.tokens_per_cluster, 1);
 
-  const std::vector<float> squared_lengths = CentreAndScale(keys, dim);
-  if (squared_lengths.empty()) return absl::InvalidArgumentError("keys: expected finite values");
-  WAVEKV_ASSIGN_OR_RETURN(
-      Members groups,
-      num_clusters <= kClustersAllMax
-          ? IterateOverAll(keys, dim, num_clusters, options, backend)
-          : IterateOverNear(keys, dim, squared_lengths, num_clusters, options, backend));
+  PointNumbers numbers;
+  if (!CentreAndScale(keys, dim, numbers)) {
+    return absl::InvalidArgumentError("keys: expected finite values");
+  }
+  const ClusterPoints points = {keys.data(), numbers.rounded.data(), numbers.squared_lengths.data(),
+                                num_tokens, dim};
+  WAVEKV_ASSIGN_OR_RETURN(Members groups,
+                          num_clusters <= kClustersAllMax
+                              ? IterateOverAll(points, num_clusters, options, backend)
+                              : IterateOverNear(points, num_clusters, options, backend));
   return InOrder(SplitLargest(keys, dim, num_clusters, options.cluster_tokens_max, groups),
                  groups.members);
 }

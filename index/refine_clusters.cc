@@ -24,18 +24,16 @@ constexpr int64_t kCutLeast = 4;
 // Everything of one clustering that rounds pass on.
 class Refinement {
  public:
-  Refinement(const float* points, int dim, absl::Span<const float> squared_lengths,
-             int64_t num_clusters, const RefineOptions& options, Backend& backend,
-             absl::Span<int32_t> assignment)
+  Refinement(const ClusterPoints& points, int64_t num_clusters, const RefineOptions& options,
+             Backend& backend, absl::Span<int32_t> assignment)
       : points_(points),
-        dim_(dim),
-        squared_lengths_(squared_lengths),
+        dim_(points.dim),
         num_clusters_(num_clusters),
         options_(options),
         backend_(backend),
         assignment_(assignment),
         num_near_(std::min(kNear, num_clusters)),
-        centroids_(num_clusters * dim),
+        centroids_(num_clusters * points.dim),
         lengths_(num_clusters),
         products_(num_clusters * num_clusters),
         near_(num_clusters * num_near_) {}
@@ -59,11 +57,16 @@ class Refinement {
     uint32_t b;
   };
 
-  const float* row(uint32_t point) const { return points_ + static_cast<int64_t>(point) * dim_; }
+  // A product of centroids of length 1.
+  static constexpr auto kOne = static_cast<int32_t>(kCentroidUnit * kCentroidUnit);
+
+  float Cosine(int64_t a, int64_t b) const {
+    return static_cast<float>(products_[a * num_clusters_ + b]) * (1.0f / kOne);
+  }
   uint32_t* near(int64_t cluster) { return near_.data() + cluster * num_near_; }
 
   absl::Status UpdateCentroids() {
-    const UpdateCentroidsTask task = {.points = points_,
+    const UpdateCentroidsTask task = {.points = points_.rows,
                                       .dim = dim_,
                                       .offsets = clusters_.offsets.data(),
                                       .members = clusters_.members.data(),
@@ -76,18 +79,19 @@ class Refinement {
 
   // For each cluster the num_near_ of greatest product with its centroid, in ascending order.
   absl::Status FindNearClusters() {
+    RoundCentroids(centroids_, dim_, rounded_);
     std::vector<int32_t> unused(num_clusters_);
-    const AssignClustersTask task = {.points = centroids_.data(),
+    const AssignClustersTask task = {.points = rounded_.data(),
                                      .num_points = num_clusters_,
-                                     .centroids = centroids_.data(),
+                                     .centroids = rounded_.data(),
                                      .num_centroids = num_clusters_,
                                      .dim = dim_,
                                      .assignment = unused.data(),
                                      .products = products_.data()};
     WAVEKV_RETURN_IF_ERROR(backend_.AssignClusters({&task, 1}));
     for (int64_t c = 0; c < num_clusters_; ++c) {
-      float* const products = products_.data() + c * num_clusters_;
-      products[c] = 2.0f;  // its own first, also if it is zero
+      int32_t* const products = products_.data() + c * num_clusters_;
+      products[c] = 2 * kOne;  // its own first, also if it is zero
       ListGreatest({products, static_cast<size_t>(num_clusters_)}, near(c));
     }
     return absl::OkStatus();
@@ -95,22 +99,22 @@ class Refinement {
 
   // Halves an interval until it holds few: a pass of the compiler's vectors costs less than a step
   // of a selection that moves elements. What then still lies in it is taken in order.
-  void ListGreatest(absl::Span<const float> values, uint32_t* list) const {
+  void ListGreatest(absl::Span<const int32_t> values, uint32_t* list) const {
     constexpr int kHalvings = 10;
     constexpr int32_t kInOrderMax = 2;
-    float low = -1.5f, high = 2.0f;
-    int32_t num_above = 1;  // at least `high`
-    float middle = 0.25f;
+    int32_t low = -2 * kOne, high = 2 * kOne;  // of no value, of its own alone
+    int32_t num_above = 1;                     // at least `high`
+    int32_t middle = kOne / 4;                 // about where it mostly ends
     for (int i = 0; i < kHalvings && num_above + kInOrderMax < num_near_; ++i) {
       int32_t count = 0;
-      for (const float value : values) count += value >= middle ? 1 : 0;
+      for (const int32_t value : values) count += value >= middle ? 1 : 0;
       if (count > num_near_) {
         low = middle;
       } else {
         high = middle;
         num_above = count;
       }
-      middle = 0.5f * (std::max(low, -1.0f) + std::min(high, 1.0f));
+      middle = (std::max(low, -kOne) + std::min(high, kOne)) / 2;
     }
     int64_t from_interval = num_near_ - num_above;
     uint32_t* const end = list + num_near_;
@@ -125,10 +129,10 @@ class Refinement {
     tasks.reserve(num_clusters_);
     for (int64_t c = 0; c < num_clusters_; ++c) {
       if (clusters_.size(c) == 0) continue;
-      tasks.push_back({.points = points_,
+      tasks.push_back({.points = points_.rounded,
                        .point_ids = clusters_.of(c).data(),
                        .num_points = clusters_.size(c),
-                       .centroids = centroids_.data(),
+                       .centroids = rounded_.data(),
                        .centroid_ids = near(c),
                        .num_centroids = num_near_,
                        .dim = dim_,
@@ -153,8 +157,7 @@ class Refinement {
         if (other == c || other_size == 0.0f) continue;
         if (clusters_.size(c) + clusters_.size(other) > options_.members_max) continue;
         const float a = lengths_[c], b = lengths_[other];
-        const float squared_distance =
-            a * a + b * b - 2.0f * a * b * products_[c * num_clusters_ + other];
+        const float squared_distance = a * a + b * b - 2.0f * a * b * Cosine(c, other);
         const float cost = size * other_size / (size + other_size) * squared_distance;
         if (cost < best.cost) best = {cost, c, other};
       }
@@ -171,7 +174,7 @@ class Refinement {
     std::vector<float> widths(num_clusters_);
     for (int64_t c = 0; c < num_clusters_; ++c) {
       float squares = 0.0f;
-      for (const uint32_t point : clusters_.of(c)) squares += squared_lengths_[point];
+      for (const uint32_t point : clusters_.of(c)) squares += points_.squared_lengths[point];
       widths[c] = squares - static_cast<float>(clusters_.size(c)) * lengths_[c] * lengths_[c];
     }
     std::vector<uint32_t> widest(num_clusters_);
@@ -198,7 +201,7 @@ class Refinement {
       if (clusters_.size(wide) < kCutLeast) continue;
       const absl::Span<const uint32_t> members = clusters_.of(wide);
       halves.assign(members.begin(), members.end());
-      const Bisection cut = BisectCluster(points_, dim_, absl::MakeSpan(halves));
+      const Bisection cut = BisectCluster(points_.rows, dim_, absl::MakeSpan(halves));
       if (!(cut.gain > join->cost)) continue;
       for (const uint32_t point : clusters_.of(join->b)) assignment_[point] = join->a;
       for (size_t i = cut.cut; i < halves.size(); ++i) assignment_[halves[i]] = join->b;
@@ -219,7 +222,7 @@ class Refinement {
     uint32_t* const end = begin + num_near_;
     if (std::find(begin, end, moved) == end) {
       uint32_t* farthest = begin;
-      const float* const products = products_.data() + wide * num_clusters_;
+      const int32_t* const products = products_.data() + wide * num_clusters_;
       for (uint32_t* other = begin; other != end; ++other) {
         if (products[*other] < products[*farthest]) farthest = other;
       }
@@ -238,7 +241,7 @@ class Refinement {
       members.offsets.push_back(static_cast<uint32_t>(members.members.size()));
     }
     std::vector<float> centroids(changed.size() * dim_), lengths(changed.size());
-    const UpdateCentroidsTask task = {.points = points_,
+    const UpdateCentroidsTask task = {.points = points_.rows,
                                       .dim = dim_,
                                       .offsets = members.offsets.data(),
                                       .members = members.members.data(),
@@ -248,33 +251,35 @@ class Refinement {
                                       .lengths = lengths.data()};
     WAVEKV_RETURN_IF_ERROR(backend_.UpdateCentroids({&task, 1}));
     for (size_t i = 0; i < changed.size(); ++i) {
-      std::copy_n(&centroids[i * dim_], dim_, &centroids_[int64_t{changed[i]} * dim_]);
+      const int64_t to = int64_t{changed[i]} * dim_;
+      std::copy_n(&centroids[i * dim_], dim_, &centroids_[to]);
+      RoundRow(&centroids_[to], dim_, kCentroidUnit, &rounded_[to]);
       lengths_[changed[i]] = lengths[i];
     }
     return absl::OkStatus();
   }
 
-  const float* const points_;
+  const ClusterPoints points_;
   const int dim_;
-  const absl::Span<const float> squared_lengths_;
   const int64_t num_clusters_;
   const RefineOptions options_;
   Backend& backend_;
   const absl::Span<int32_t> assignment_;
   const int64_t num_near_;
   Members clusters_;
-  std::vector<float> centroids_;  // of unit length
-  std::vector<float> lengths_;    // of the means
-  std::vector<float> products_;   // of the centroids with each other
+  std::vector<float> centroids_;   // of unit length
+  std::vector<int16_t> rounded_;   // the same
+  std::vector<float> lengths_;     // of the means
+  std::vector<int32_t> products_;  // of the centroids with each other
   std::vector<uint32_t> near_;
 };
 
 }  // namespace
 
-absl::Status RefineClusters(const float* points, int dim, absl::Span<const float> squared_lengths,
-                            int64_t num_clusters, const RefineOptions& options, Backend& backend,
+absl::Status RefineClusters(const ClusterPoints& points, int64_t num_clusters,
+                            const RefineOptions& options, Backend& backend,
                             absl::Span<int32_t> assignment) {
-  return Refinement(points, dim, squared_lengths, num_clusters, options, backend, assignment).Run();
+  return Refinement(points, num_clusters, options, backend, assignment).Run();
 }
 
 }  // namespace wavekv

@@ -3,11 +3,11 @@
 #define WAVEKV_INDEX_REFINE_CLUSTERS_H_
 
 #include <cstdint>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "compute/backend.h"
+#include "index/cluster_points.h"
 
 namespace wavekv {
 
@@ -24,11 +24,10 @@ struct RefineOptions {
 // little, so that it keeps what its seeds missed: with exchanges three rounds end below where ten
 // of it over all clusters do, at a fraction of the cost.
 //
-// Shapes: points [num_points, dim] fp32 dense, centred, finite; squared_lengths [num_points]; those
-// of the points; assignment [num_points], each in [0, num_clusters). Errors: those of the backend.
-// The same arguments give the same result.
-absl::Status RefineClusters(const float* points, int dim, absl::Span<const float> squared_lengths,
-                            int64_t num_clusters, const RefineOptions& options, Backend& backend,
+// Shapes: assignment [num_points], each in [0, num_clusters). Errors: those of the backend. The
+// same arguments give the same result.
+absl::Status RefineClusters(const ClusterPoints& points, int64_t num_clusters,
+                            const RefineOptions& options, Backend& backend,
                             absl::Span<int32_t> assignment);
 
 }  // namespace wavekv

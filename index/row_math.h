@@ -1,7 +1,9 @@
-// Arithmetic on short rows, of which the compiler makes vectors. Sums are always of the same partial
-// sums, so that results do not depend on the machine.
+// Arithmetic on short rows, of which the compiler makes vectors. Sums are always of the same
+// partial sums, so that results do not depend on the machine.
 #ifndef WAVEKV_INDEX_ROW_MATH_H_
 #define WAVEKV_INDEX_ROW_MATH_H_
+
+#include <cmath>
 
 #include "wavekv/types.h"
 
@@ -16,6 +18,19 @@ inline float DotRows(const float* a, const float* b, int dim) {
   float sum = 0.0f;
   for (const float part : partial) sum += part;
   return sum;
+}
+
+inline float LargestMagnitude(const float* row, int dim) {
+  float largest[kHeadDimStep] = {};
+  for (int j = 0; j < dim; j += kHeadDimStep) {
+    for (int lane = 0; lane < kHeadDimStep; ++lane) {
+      const float magnitude = std::abs(row[j + lane]);
+      largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
+    }
+  }
+  float result = 0.0f;
+  for (const float magnitude : largest) result = magnitude > result ? magnitude : result;
+  return result;
 }
 
 }  // namespace wavekv

@@ -8,21 +8,11 @@
 #include <vector>
 
 #include "compute/rotation.h"
-#include "cpu/targets.h"
 #include "index/super_clusters.h"
 #include "storage/float16.h"
 #include "storage/status_macros.h"
 
-// Plain loops, which the compiler makes vectors of for each instruction set. It is told not to fuse
-// multiplications and additions (BUILD), so that all of them write the same bytes.
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "index/segment_builder.cc"
-#include "hwy/foreach_target.h"
-// After foreach_target.
-#include "hwy/highway.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace wavekv::HWY_NAMESPACE {
+namespace wavekv {
 namespace {
 
 // A token's place in the caller's rows.
@@ -342,44 +332,7 @@ void WriteStatistics(const SideSummary& keys, const SideSummary& values,
   }
 }
 
-void WriteIndex(absl::Span<const KvRange> rows, const Clustering& clustering,
-                MutableClusterIndex out) {
-  const int64_t key_bytes = out.key_row_bytes();
-  const int64_t value_bytes = out.value_row_bytes();
-  const std::vector<TokenRows> tokens = ListTokens(rows, key_bytes, value_bytes);
-  std::copy(clustering.offsets.begin(), clustering.offsets.end(), out.offsets);
-  std::copy(clustering.super_offsets.begin(), clustering.super_offsets.end(), out.super_offsets);
-
-  SideSummary keys(out.shape.head_dim_k, out.shape.dtype);
-  SideSummary values(out.shape.head_dim_v, out.shape.dtype);
-  for (int64_t cluster = 0; cluster < out.num_clusters; ++cluster) {
-    const int64_t begin = out.offsets[cluster];
-    std::byte* const cluster_keys = out.cluster_keys(cluster);
-    std::byte* const cluster_values = out.cluster_values(cluster);
-    for (int64_t i = 0; i < out.cluster_size(cluster); ++i) {
-      const TokenRows& token = tokens[clustering.members[begin + i]];
-      std::memcpy(cluster_keys + i * key_bytes, token.key, key_bytes);
-      std::memcpy(cluster_values + i * value_bytes, token.value, value_bytes);
-      keys.Add(token.key);
-      values.Add(token.value);
-      out.positions[begin + i] = static_cast<uint16_t>(token.position - out.position_begin);
-    }
-  }
-  if (keys.SuitsFloat() && values.SuitsFloat()) {
-    WriteStatistics<float>(keys, values, out);
-  } else {
-    WriteStatistics<double>(keys, values, out);
-  }
-}
-
 }  // namespace
-}  // namespace wavekv::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace wavekv {
-
-HWY_EXPORT(WriteIndex);
 
 absl::StatusOr<Clustering> ClusterRows(absl::Span<const KvRange> rows, const KvShape& shape,
                                        const ClusteringOptions& options, int clusters_per_super,
@@ -418,8 +371,32 @@ ClusterIndexShape IndexShape(const Clustering& clustering, const KvShape& shape,
 
 void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& clustering,
                        MutableClusterIndex out) {
-  HWY_DYNAMIC_DISPATCH(WriteIndex)(rows, clustering, out);
+  const int64_t key_bytes = out.key_row_bytes();
+  const int64_t value_bytes = out.value_row_bytes();
+  const std::vector<TokenRows> tokens = ListTokens(rows, key_bytes, value_bytes);
+  std::copy(clustering.offsets.begin(), clustering.offsets.end(), out.offsets);
+  std::copy(clustering.super_offsets.begin(), clustering.super_offsets.end(), out.super_offsets);
+
+  SideSummary keys(out.shape.head_dim_k, out.shape.dtype);
+  SideSummary values(out.shape.head_dim_v, out.shape.dtype);
+  for (int64_t cluster = 0; cluster < out.num_clusters; ++cluster) {
+    const int64_t begin = out.offsets[cluster];
+    std::byte* const cluster_keys = out.cluster_keys(cluster);
+    std::byte* const cluster_values = out.cluster_values(cluster);
+    for (int64_t i = 0; i < out.cluster_size(cluster); ++i) {
+      const TokenRows& token = tokens[clustering.members[begin + i]];
+      std::memcpy(cluster_keys + i * key_bytes, token.key, key_bytes);
+      std::memcpy(cluster_values + i * value_bytes, token.value, value_bytes);
+      keys.Add(token.key);
+      values.Add(token.value);
+      out.positions[begin + i] = static_cast<uint16_t>(token.position - out.position_begin);
+    }
+  }
+  if (keys.SuitsFloat() && values.SuitsFloat()) {
+    WriteStatistics<float>(keys, values, out);
+  } else {
+    WriteStatistics<double>(keys, values, out);
+  }
 }
 
 }  // namespace wavekv
-#endif  // HWY_ONCE

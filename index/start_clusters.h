@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "compute/backend.h"
+#include "index/cluster_points.h"
 
 namespace wavekv {
 
@@ -15,10 +16,10 @@ namespace wavekv {
 // of a sample gives coarse groups, of about kClustersPerGroup clusters each; all points choose
 // their group, and inside each group one round of k-means starts from rows spread over its order.
 //
-// Shapes: points [num_points, dim] fp32 dense, centred, finite; 1 <= num_clusters <= num_points.
 // Errors: those of the backend and of SeedCentroids. The same arguments give the same result.
+// REQUIRES: 1 <= num_clusters <= num_points.
 inline constexpr int kClustersPerGroup = 8;
-absl::StatusOr<std::vector<int32_t>> StartClusters(const float* points, int64_t num_points, int dim,
+absl::StatusOr<std::vector<int32_t>> StartClusters(const ClusterPoints& points,
                                                    int64_t num_clusters, uint64_t seed,
                                                    Backend& backend);
 

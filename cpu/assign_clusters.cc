@@ -108,7 +108,8 @@ struct Best {
   int32_t place = 0;
 };
 
-// Only a strictly greater product wins, and of a panel's equals the first.
+// Only a strictly greater product wins, and of a panel's equals the first, which is never one of
+// those that fill it up.
 void Improve(const int32_t* products, const Panel& panel, Best& best) {
   const Words d;
   auto greatest = hn::Set(d, best.product);
@@ -117,8 +118,13 @@ void Improve(const int32_t* products, const Panel& panel, Best& best) {
   }
   const int32_t product = hn::GetLane(hn::MaxOfLanes(d, greatest));
   if (product <= best.product) return;
-  const auto at = std::find(products, products + panel.num_centroids, product) - products;
-  best = {product, static_cast<int32_t>(panel.first + at)};
+  for (int i = 0;; i += kLanes) {
+    const auto equal = hn::Eq(hn::Load(d, products + i), hn::Set(d, product));
+    const auto lane = hn::FindFirstTrue(d, equal);
+    if (lane < 0) continue;
+    best = {product, static_cast<int32_t>(panel.first + i + lane)};
+    return;
+  }
 }
 
 // sums = the products of kBlockRows points, fewer at the end, with a panel.

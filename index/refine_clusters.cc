@@ -11,9 +11,10 @@
 namespace wavekv {
 namespace {
 
-// Clusters that a point may choose among, its own one of them. With 32 the spread is 0.2 % larger,
-// with all of them 0.3 % smaller.
-constexpr int64_t kNear = 48;
+// Clusters that a point may choose among, its own one of them: few in the rounds, which exchange
+// clusters, more in the last pass, for points that belong to none of the nearest.
+constexpr int64_t kNear = 32;
+constexpr int64_t kNearLast = 128;
 
 // Of the clusters, one in so many of the widest is tried for a cut in each exchange.
 constexpr int64_t kTriedShare = 3;
@@ -32,18 +33,19 @@ class Refinement {
         options_(options),
         backend_(backend),
         assignment_(assignment),
-        num_near_(std::min(kNear, num_clusters)),
         centroids_(num_clusters * points.dim),
         lengths_(num_clusters),
         products_(num_clusters * num_clusters),
-        near_(num_clusters * num_near_) {}
+        near_(num_clusters * std::min(kNearLast, num_clusters)) {}
 
   absl::Status Run() {
     for (int round = 0; round <= options_.rounds; ++round) {
       clusters_ = GroupMembers(assignment_, num_clusters_);
       WAVEKV_RETURN_IF_ERROR(UpdateCentroids());
+      const bool last = round == options_.rounds;
+      num_near_ = std::min(last ? kNearLast : kNear, num_clusters_);
       WAVEKV_RETURN_IF_ERROR(FindNearClusters());
-      if (round < options_.rounds) WAVEKV_RETURN_IF_ERROR(Exchange());
+      if (!last) WAVEKV_RETURN_IF_ERROR(Exchange());
       WAVEKV_RETURN_IF_ERROR(ChooseAmongNear());
     }
     return absl::OkStatus();
@@ -265,12 +267,12 @@ class Refinement {
   const RefineOptions options_;
   Backend& backend_;
   const absl::Span<int32_t> assignment_;
-  const int64_t num_near_;
   Members clusters_;
   std::vector<float> centroids_;   // of unit length
   std::vector<int16_t> rounded_;   // the same
   std::vector<float> lengths_;     // of the means
   std::vector<int32_t> products_;  // of the centroids with each other
+  int64_t num_near_ = 0;           // of each cluster, in this round
   std::vector<uint32_t> near_;
 };
 

@@ -1,8 +1,9 @@
 #include "compute/assign_clusters.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
+#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "tests/cpu/backend_fixture.h"
@@ -10,24 +11,32 @@
 namespace wavekv::testing {
 namespace {
 
+std::vector<int16_t> Integers(Random& random, int64_t count, int largest) {
+  std::vector<int16_t> result(count);
+  for (int16_t& x : result) x = static_cast<int16_t>(random.Integer(-largest, largest));
+  return result;
+}
+
 class AssignClustersTest : public BackendFixture {
  protected:
   struct Result {
     std::vector<int32_t> assignment;
-    std::vector<float> scores;
+    std::vector<int32_t> products;
   };
 
-  Result Assign(const std::vector<float>& points, const std::vector<float>& centroids, int dim) {
-    const int64_t num_points = points.size() / dim;
-    Result result = {std::vector<int32_t>(num_points, -1), Poison(num_points)};
+  static Result Assign(Backend& on, const std::vector<int16_t>& points,
+                       const std::vector<int16_t>& centroids, int dim) {
+    const int64_t num_points = points.size() / dim, num_centroids = centroids.size() / dim;
+    Result result = {std::vector<int32_t>(num_points, -1),
+                     std::vector<int32_t>(num_points * num_centroids, -1)};
     const AssignClustersTask task = {.points = points.data(),
                                      .num_points = num_points,
                                      .centroids = centroids.data(),
-                                     .num_centroids = static_cast<int64_t>(centroids.size()) / dim,
+                                     .num_centroids = num_centroids,
                                      .dim = dim,
                                      .assignment = result.assignment.data(),
-                                     .scores = result.scores.data()};
-    EXPECT_TRUE(backend().AssignClusters({&task, 1}).ok());
+                                     .products = result.products.data()};
+    EXPECT_TRUE(on.AssignClusters({&task, 1}).ok());
     return result;
   }
 };
@@ -36,70 +45,104 @@ struct Shape {
   int64_t num_points, num_centroids;
 };
 
-double Dot(const float* a, const float* b, int dim, double* magnitude = nullptr) {
-  double dot = 0.0;
-  for (int d = 0; d < dim; ++d) {
-    dot += static_cast<double>(a[d]) * b[d];
-    if (magnitude != nullptr) *magnitude += std::fabs(static_cast<double>(a[d]) * b[d]);
-  }
-  return dot;
+int32_t Product(const int16_t* a, const int16_t* b, int dim) {
+  int32_t product = 0;
+  for (int d = 0; d < dim; ++d) product += a[d] * b[d];
+  return product;
 }
 
-TEST_F(AssignClustersTest, FindsTheGreatestInnerProductToRounding) {
+TEST_F(AssignClustersTest, FindsTheFirstOfTheGreatestInnerProducts) {
   Random random(41);
   WAVEKV_TRACE_SEED(random);
-  for (int dim : {8, 40, 80, 128, 256}) {
-    for (const Shape& shape : {Shape{1, 1}, {5, 3}, {7, 64}, {130, 65}, {33, 200}, {300, 17}}) {
+  for (int dim : {8, 40, 80, 128, 576}) {
+    for (const Shape& shape : {Shape{1, 1}, {5, 3}, {7, 64}, {130, 65}, {33, 200}, {600, 17}}) {
       const int64_t num_points = shape.num_points, num_centroids = shape.num_centroids;
-      const std::vector<float> points = random.Gaussians(num_points * dim);
-      const std::vector<float> centroids = random.Gaussians(num_centroids * dim);
+      // Small numbers, so that there are ties.
+      const int largest = static_cast<int>(random.Integer(1, 300));
+      const std::vector<int16_t> points = Integers(random, num_points * dim, largest);
+      const std::vector<int16_t> centroids = Integers(random, num_centroids * dim, 2);
       ForEachTarget([&] {
-        const Result result = Assign(points, centroids, dim);
+        const Result result = Assign(backend(), points, centroids, dim);
         for (int64_t i = 0; i < num_points; ++i) {
-          const int32_t c = result.assignment[i];
-          ASSERT_GE(c, 0);
-          ASSERT_LT(c, num_centroids);
-          double best = -1e30, tolerance = 0.0;
-          for (int64_t other = 0; other < num_centroids; ++other) {
-            double magnitude = 0.0;
-            best = std::max(best, Dot(&points[i * dim], &centroids[other * dim], dim, &magnitude));
-            tolerance = std::max(tolerance, dim * kRounding * magnitude);
+          int32_t best = 0;
+          for (int32_t c = 0; c < num_centroids; ++c) {
+            const int32_t product = Product(&points[i * dim], &centroids[c * dim], dim);
+            ASSERT_EQ(result.products[i * num_centroids + c], product) << i << " and " << c;
+            if (product > result.products[i * num_centroids + best]) best = c;
           }
-          EXPECT_NEAR(Dot(&points[i * dim], &centroids[c * dim], dim), best, 2 * tolerance);
-          EXPECT_NEAR(result.scores[i], best, 2 * tolerance);
+          ASSERT_EQ(result.assignment[i], best) << i;
         }
       });
     }
   }
 }
 
-TEST_F(AssignClustersTest, TiesGoToTheLowerIndex) {
-  Random random(42);
+TEST_F(AssignClustersTest, LooksAtTheRowsThatAreNamedAndLeavesTheOthersAlone) {
+  Random random(44);
   WAVEKV_TRACE_SEED(random);
-  constexpr int kDim = 24;
-  constexpr int kDistinct = 37;
-  // Each centroid stands there three times, 37 places apart.
-  std::vector<float> centroids = random.Gaussians(kDistinct * kDim);
-  centroids.reserve(3 * centroids.size());
-  for (int copy = 0; copy < 2; ++copy) {
-    centroids.insert(centroids.end(), centroids.begin(), centroids.begin() + kDistinct * kDim);
+  for (int round = 0; round < 40; ++round) {
+    const int dim = static_cast<int>(8 * random.Integer(1, 20));
+    const int64_t num_points = random.Integer(1, 700), num_centroids = random.Integer(1, 200);
+    const std::vector<int16_t> points = Integers(random, num_points * dim, 4096);
+    const std::vector<int16_t> centroids = Integers(random, num_centroids * dim, 1000);
+    // Tasks for different points of one array, each with centroids of its own.
+    std::vector<uint32_t> order(num_points);
+    std::iota(order.begin(), order.end(), 0u);
+    std::shuffle(order.begin(), order.end(), random.engine());
+    const int64_t num_named = random.Integer(1, num_points), split = random.Integer(0, num_named);
+    std::vector<uint32_t> named[2];
+    for (std::vector<uint32_t>& list : named) {
+      for (uint32_t c = 0; c < num_centroids; ++c) {
+        if (random.Integer(0, 2) == 0) list.push_back(c);
+      }
+      if (list.empty()) list.push_back(0);
+    }
+    ForEachTarget([&] {
+      std::vector<int32_t> assignment(num_points, -7);
+      AssignClustersTask tasks[2];
+      for (int t = 0; t < 2; ++t) {
+        tasks[t] = {.points = points.data(),
+                    .point_ids = order.data() + (t == 0 ? 0 : split),
+                    .num_points = t == 0 ? split : num_named - split,
+                    .centroids = centroids.data(),
+                    .centroid_ids = named[t].data(),
+                    .num_centroids = static_cast<int64_t>(named[t].size()),
+                    .dim = dim,
+                    .assignment = assignment.data()};
+      }
+      ASSERT_TRUE(backend().AssignClusters(tasks).ok());
+      for (int64_t i = 0; i < num_points; ++i) {
+        const uint32_t point = order[i];
+        if (i >= num_named) {
+          ASSERT_EQ(assignment[point], -7);
+          continue;
+        }
+        const std::vector<uint32_t>& list = named[i < split ? 0 : 1];
+        uint32_t best = list[0];
+        for (const uint32_t c : list) {
+          if (Product(&points[point * dim], &centroids[c * dim], dim) >
+              Product(&points[point * dim], &centroids[best * dim], dim)) {
+            best = c;
+          }
+        }
+        ASSERT_EQ(assignment[point], static_cast<int32_t>(best));
+      }
+    });
   }
-  const std::vector<float> points = random.Gaussians(100 * kDim);
-  ForEachTarget([&] {
-    for (int32_t c : Assign(points, centroids, kDim).assignment) EXPECT_LT(c, kDistinct);
-    const std::vector<float> zeros(9 * kDim, 0.0f);
-    EXPECT_EQ(Assign(zeros, centroids, kDim).assignment, std::vector<int32_t>(9, 0));
-  });
 }
 
-TEST_F(AssignClustersTest, NegativeScoresAreScoresToo) {
-  const std::vector<float> point = {-1, -1, -1, -1, -1, -1, -1, -1};
-  std::vector<float> centroids(70 * 8, 1.0f);
-  for (int d = 0; d < 8; ++d) centroids[69 * 8 + d] = 0.5f;
+TEST_F(AssignClustersTest, TheLargestNumbersOfAnyHeadFit) {
+  // The longest key, all elements at their largest, and centroids of length 1 along and against it.
+  constexpr int kDim = kHeadDimMax;
+  const std::vector<int16_t> point(kDim, 4096);
+  const auto element = static_cast<int16_t>(16384 / 24);  // 24^2 = 576
+  std::vector<int16_t> centroids(2 * kDim, element);
+  std::fill_n(centroids.begin(), kDim, static_cast<int16_t>(-element));
   ForEachTarget([&] {
-    const Result result = Assign(point, centroids, 8);
-    EXPECT_EQ(result.assignment[0], 69);
-    EXPECT_EQ(result.scores[0], -4.0f);
+    const Result result = Assign(backend(), point, centroids, kDim);
+    EXPECT_EQ(result.assignment[0], 1);
+    EXPECT_EQ(result.products[1], kDim * 4096 * element);
+    EXPECT_EQ(result.products[0], -result.products[1]);
   });
 }
 
@@ -107,22 +150,14 @@ TEST_F(AssignClustersTest, DoesNotDependOnTheNumberOfThreads) {
   Random random(43);
   WAVEKV_TRACE_SEED(random);
   constexpr int kDim = 64;
-  const std::vector<float> points = random.Gaussians(3000 * kDim);
-  const std::vector<float> centroids = random.Gaussians(100 * kDim);
-  const Result two = Assign(points, centroids, kDim);
+  const std::vector<int16_t> points = Integers(random, 3000 * kDim, 4096);
+  const std::vector<int16_t> centroids = Integers(random, 100 * kDim, 1000);
+  const Result two = Assign(backend(), points, centroids, kDim);
   for (int num_threads : {1, 5}) {
     const std::unique_ptr<Executor> pool = MakeThreadPool(num_threads);
-    Result result = {std::vector<int32_t>(3000), Poison(3000)};
-    const AssignClustersTask task = {.points = points.data(),
-                                     .num_points = 3000,
-                                     .centroids = centroids.data(),
-                                     .num_centroids = 100,
-                                     .dim = kDim,
-                                     .assignment = result.assignment.data(),
-                                     .scores = result.scores.data()};
-    ASSERT_TRUE(MakeCpuBackend(pool.get())->AssignClusters({&task, 1}).ok());
+    const Result result = Assign(*MakeCpuBackend(pool.get()), points, centroids, kDim);
     EXPECT_EQ(result.assignment, two.assignment);
-    EXPECT_EQ(result.scores, two.scores);
+    EXPECT_EQ(result.products, two.products);
   }
 }
 

@@ -42,14 +42,15 @@ TEST_F(UpdateCentroidsTest, MeansAreThoseOfTheMembers) {
     const std::vector<float> before = random.Gaussians(20 * dim);
     for (bool normalize : {false, true}) {
       ForEachTarget([&] {
-        std::vector<float> means = before;
+        std::vector<float> means = before, lengths(20, -1.0f);
         const UpdateCentroidsTask task = {.points = points.data(),
                                           .dim = dim,
                                           .offsets = clustering.offsets.data(),
                                           .members = clustering.members.data(),
                                           .num_clusters = clustering.num_clusters(),
                                           .normalize = normalize,
-                                          .means = means.data()};
+                                          .means = means.data(),
+                                          .lengths = lengths.data()};
         ASSERT_TRUE(backend().UpdateCentroids({&task, 1}).ok());
         for (int64_t c = 0; c < clustering.num_clusters(); ++c) {
           const uint32_t begin = clustering.offsets[c], end = clustering.offsets[c + 1];
@@ -60,6 +61,11 @@ TEST_F(UpdateCentroidsTest, MeansAreThoseOfTheMembers) {
               mean[d] += points[clustering.members[m] * dim + d];
             mean[d] /= std::max<uint32_t>(end - begin, 1);
             squared += mean[d] * mean[d];
+          }
+          if (begin == end) {
+            EXPECT_EQ(lengths[c], -1.0f);
+          } else {
+            EXPECT_NEAR(lengths[c], std::sqrt(squared), 40 * 6 * kRounding * std::sqrt(dim));
           }
           for (int d = 0; d < dim; ++d) {
             if (begin == end) {

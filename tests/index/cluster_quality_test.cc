@@ -40,5 +40,22 @@ TEST(ClusterQualityTest, HeavyTokensAreFoundAsWellAsWithFaissKMeans) {
   EXPECT_LT(ours.output_error, faiss.output_error * 1.05 + 0.01);
 }
 
+TEST(ClusterQualityTest, ManyClustersAreAsTightAsAfterTenIterationsOfFaiss) {
+  constexpr int64_t kMany = 4096;  // 256 clusters: more than points look at
+  const TextLikeAttention data(kMany, kNumQueries, kDim, 2);
+  const auto executor = MakeThreadPool(2);
+  const auto backend = MakeCpuBackend(executor.get());
+  std::vector<float> scratch = data.keys;
+  const auto clustering = ClusterSegment(absl::MakeSpan(scratch), kDim, {}, *backend);
+  ASSERT_TRUE(clustering.ok()) << clustering.status();
+  const auto spread = [&](const Clustering& c) {
+    return MeasureIndexQuality(c, data.keys, data.values, data.queries, kDim, kBudget).mean_spread;
+  };
+  const double ours = spread(*clustering);
+  const double faiss = spread(ClusterByFaiss(data.keys, kDim, kMany / 16, 10, 1));
+  std::printf("spread %.3f, faiss %.3f\n", ours, faiss);
+  EXPECT_LT(ours, 1.01 * faiss);
+}
+
 }  // namespace
 }  // namespace wavekv

@@ -35,16 +35,23 @@ class NaiveBackend : public Backend {
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     for (const AssignClustersTask& task : tasks) {
       for (int64_t i = 0; i < task.num_points; ++i) {
-        float best = 0.0f;
+        const int64_t point = task.point_ids == nullptr ? i : task.point_ids[i];
+        int64_t best = 0;
         for (int64_t c = 0; c < task.num_centroids; ++c) {
-          const float score = static_cast<float>(
-              Dot(task.points + i * task.dim, task.centroids + c * task.dim, task.dim));
-          if (c == 0 || score > best) {
-            best = score;
-            task.assignment[i] = static_cast<int32_t>(c);
+          const int64_t centroid = task.centroid_ids == nullptr ? c : task.centroid_ids[c];
+          int64_t product = 0;
+          for (int j = 0; j < task.dim; ++j) {
+            product += int64_t{task.points[point * task.dim + j]} *
+                       task.centroids[centroid * task.dim + j];
+          }
+          if (task.products != nullptr) {
+            task.products[i * task.num_centroids + c] = static_cast<int32_t>(product);
+          }
+          if (c == 0 || product > best) {
+            best = product;
+            task.assignment[point] = static_cast<int32_t>(centroid);
           }
         }
-        if (task.scores != nullptr) task.scores[i] = best;
       }
     }
     return absl::OkStatus();
@@ -62,11 +69,12 @@ class NaiveBackend : public Backend {
           for (int j = 0; j < task.dim; ++j) mean[j] += point[j];
         }
         double divisor = end - begin;
-        if (task.normalize) {
-          double square = 0.0;
-          for (const double x : mean) square += x * x;
-          if (square > 0.0) divisor = std::sqrt(square);
+        double square = 0.0;
+        for (const double x : mean) square += x * x;
+        if (task.lengths != nullptr) {
+          task.lengths[c] = static_cast<float>(std::sqrt(square) / (end - begin));
         }
+        if (task.normalize && square > 0.0) divisor = std::sqrt(square);
         for (int j = 0; j < task.dim; ++j) {
           task.means[c * task.dim + j] = static_cast<float>(mean[j] / divisor);
         }
@@ -88,12 +96,6 @@ class NaiveBackend : public Backend {
   absl::Status MergeStates(absl::Span<const MergeStatesTask>) override { return Missing(); }
 
  private:
-  static double Dot(const float* a, const float* b, int dim) {
-    double sum = 0.0;
-    for (int j = 0; j < dim; ++j) sum += static_cast<double>(a[j]) * b[j];
-    return sum;
-  }
-
   static absl::Status Missing() { return absl::UnimplementedError("not needed for clustering"); }
 };
 

@@ -116,7 +116,8 @@ absl::StatusOr<Members> IterateOverNear(const ClusterPoints& points, int64_t num
                                         const ClusteringOptions& options, Backend& backend) {
   WAVEKV_ASSIGN_OR_RETURN(std::vector<int32_t> assignment,
                           StartClusters(points, num_clusters, options.seed, backend));
-  const RefineOptions refine = {.rounds = options.kmeans_iterations,
+  // One more, which makes up for a start that is rougher than seeds for all clusters.
+  const RefineOptions refine = {.rounds = options.kmeans_iterations + 1,
                                 .members_max = options.cluster_tokens_max};
   WAVEKV_RETURN_IF_ERROR(
       RefineClusters(points, num_clusters, refine, backend, absl::MakeSpan(assignment)));

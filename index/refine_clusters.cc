@@ -19,6 +19,9 @@ constexpr int64_t kNearLast = 128;
 // Of the clusters, one in so many of the widest is tried for a cut in each exchange.
 constexpr int64_t kTriedShare = 3;
 
+// Clusters whose products with all others are at hand at once: bounds the memory.
+constexpr int64_t kRowsAtOnce = 64;
+
 // Fewer members are not worth a cut.
 constexpr int64_t kCutLeast = 4;
 
@@ -35,8 +38,8 @@ class Refinement {
         assignment_(assignment),
         centroids_(num_clusters * points.dim),
         lengths_(num_clusters),
-        products_(num_clusters * num_clusters),
-        near_(num_clusters * std::min(kNearLast, num_clusters)) {}
+        near_(num_clusters * std::min(kNearLast, num_clusters)),
+        near_products_(near_.size()) {}
 
   absl::Status Run() {
     for (int round = 0; round <= options_.rounds; ++round) {
@@ -62,10 +65,9 @@ class Refinement {
   // A product of centroids of length 1.
   static constexpr auto kOne = static_cast<int32_t>(kCentroidUnit * kCentroidUnit);
 
-  float Cosine(int64_t a, int64_t b) const {
-    return static_cast<float>(products_[a * num_clusters_ + b]) * (1.0f / kOne);
-  }
   uint32_t* near(int64_t cluster) { return near_.data() + cluster * num_near_; }
+  // Of their centroids with that of the cluster.
+  int32_t* near_products(int64_t cluster) { return near_products_.data() + cluster * num_near_; }
 
   absl::Status UpdateCentroids() {
     const UpdateCentroidsTask task = {.points = points_.rows,
@@ -82,19 +84,24 @@ class Refinement {
   // For each cluster the num_near_ of greatest product with its centroid, in ascending order.
   absl::Status FindNearClusters() {
     RoundCentroids(centroids_, dim_, rounded_);
-    std::vector<int32_t> unused(num_clusters_);
-    const AssignClustersTask task = {.points = rounded_.data(),
-                                     .num_points = num_clusters_,
-                                     .centroids = rounded_.data(),
-                                     .num_centroids = num_clusters_,
-                                     .dim = dim_,
-                                     .assignment = unused.data(),
-                                     .products = products_.data()};
-    WAVEKV_RETURN_IF_ERROR(backend_.AssignClusters({&task, 1}));
-    for (int64_t c = 0; c < num_clusters_; ++c) {
-      int32_t* const products = products_.data() + c * num_clusters_;
-      products[c] = 2 * kOne;  // its own first, also if it is zero
-      ListGreatest({products, static_cast<size_t>(num_clusters_)}, near(c));
+    std::vector<int32_t> unused(kRowsAtOnce), products(kRowsAtOnce * num_clusters_);
+    for (int64_t begin = 0; begin < num_clusters_; begin += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, num_clusters_ - begin);
+      const AssignClustersTask task = {.points = rounded_.data() + begin * dim_,
+                                       .num_points = count,
+                                       .centroids = rounded_.data(),
+                                       .num_centroids = num_clusters_,
+                                       .dim = dim_,
+                                       .assignment = unused.data(),
+                                       .products = products.data()};
+      WAVEKV_RETURN_IF_ERROR(backend_.AssignClusters({&task, 1}));
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t cluster = begin + i;
+        int32_t* const row = products.data() + i * num_clusters_;
+        row[cluster] = 2 * kOne;  // its own first, also if it is zero
+        ListGreatest({row, static_cast<size_t>(num_clusters_)}, near(cluster));
+        for (int64_t j = 0; j < num_near_; ++j) near_products(cluster)[j] = row[near(cluster)[j]];
+      }
     }
     return absl::OkStatus();
   }
@@ -159,7 +166,8 @@ class Refinement {
         if (other == c || other_size == 0.0f) continue;
         if (clusters_.size(c) + clusters_.size(other) > options_.members_max) continue;
         const float a = lengths_[c], b = lengths_[other];
-        const float squared_distance = a * a + b * b - 2.0f * a * b * Cosine(c, other);
+        const float cosine = static_cast<float>(near_products(c)[i]) * (1.0f / kOne);
+        const float squared_distance = a * a + b * b - 2.0f * a * b * cosine;
         const float cost = size * other_size / (size + other_size) * squared_distance;
         if (cost < best.cost) best = {cost, c, other};
       }
@@ -223,13 +231,9 @@ class Refinement {
     uint32_t* const begin = near(wide);
     uint32_t* const end = begin + num_near_;
     if (std::find(begin, end, moved) == end) {
-      uint32_t* farthest = begin;
-      const int32_t* const products = products_.data() + wide * num_clusters_;
-      for (uint32_t* other = begin; other != end; ++other) {
-        if (products[*other] < products[*farthest]) farthest = other;
-      }
-      *farthest = moved;
-      std::sort(begin, end);
+      const int32_t* const products = near_products(wide);
+      begin[std::min_element(products, products + num_near_) - products] = moved;
+      std::sort(begin, end);  // its products are not asked for again
     }
     std::copy(begin, end, near(moved));
   }
@@ -268,12 +272,12 @@ class Refinement {
   Backend& backend_;
   const absl::Span<int32_t> assignment_;
   Members clusters_;
-  std::vector<float> centroids_;   // of unit length
-  std::vector<int16_t> rounded_;   // the same
-  std::vector<float> lengths_;     // of the means
-  std::vector<int32_t> products_;  // of the centroids with each other
-  int64_t num_near_ = 0;           // of each cluster, in this round
+  std::vector<float> centroids_;  // of unit length
+  std::vector<int16_t> rounded_;  // the same
+  std::vector<float> lengths_;    // of the means
+  int64_t num_near_ = 0;          // of each cluster, in this round
   std::vector<uint32_t> near_;
+  std::vector<int32_t> near_products_;
 };
 
 }  // namespace

@@ -17,8 +17,7 @@
 namespace wavekv {
 namespace {
 
-// Two rounds over half the points of a usual segment: with these, two iterations over all points
-// serve attention as well as ten without (bench/build_bench).
+// More of either serves attention no better, as all points take part in what follows.
 constexpr int64_t kSamplesPerCentroid = 8;
 constexpr int kFaissIterations = 2;
 

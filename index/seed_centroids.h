@@ -11,7 +11,7 @@ namespace wavekv {
 
 // Centroids to start spherical k-means from: faiss::Clustering of a sample spread evenly over the
 // order of the points, started from a spread of the same kind, because neighbouring tokens have
-// similar keys. Costs about as much as one pass over all points.
+// similar keys.
 //
 // Shapes: points [num_points, dim] fp32 dense, centred by the caller; result [num_centroids, dim],
 // every row of unit length. Errors: InvalidArgument unless 1 <= num_centroids <= num_points and all

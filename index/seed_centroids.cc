@@ -17,7 +17,7 @@
 namespace wavekv {
 namespace {
 
-// More of either serves attention no better, as all points take part in what follows.
+// Enough for a start: all points take part in what follows.
 constexpr int64_t kSamplesPerCentroid = 8;
 constexpr int kFaissIterations = 2;
 

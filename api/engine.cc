@@ -297,7 +297,7 @@ std::vector<std::shared_ptr<StoredSequence>> Engine::Stored(absl::Span<const Seq
 absl::Status Engine::Append(const RaggedBatch& batch, int layer, const TensorView& keys,
                             const TensorView& values, Stream stream) {
   WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
-  const auto sequences = Stored(batch.sequences);
+  const auto sequences = Impl::SequencesOf(batch);
   const ModelSpec& model = impl_->options.model;
   WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
   WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
@@ -314,7 +314,7 @@ absl::Status Engine::Append(const RaggedBatch& batch, int layer, const TensorVie
 absl::Status Engine::AppendPaged(const RaggedBatch& batch, int layer, const PagedView& keys,
                                  const PagedView& values, const PageTable& table, Stream stream) {
   WAVEKV_RETURN_IF_ERROR(impl_->CheckStream(stream));
-  const auto sequences = Stored(batch.sequences);
+  const auto sequences = Impl::SequencesOf(batch);
   WAVEKV_RETURN_IF_ERROR(impl_->CheckLayer(layer));
   WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
   const PagedSource source(keys, values, table);

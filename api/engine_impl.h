@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "api/append_source.h"
 #include "api/attend_step.h"
 #include "api/build_queue.h"
@@ -96,47 +97,61 @@ struct Engine::Impl {
 
   std::vector<std::shared_ptr<TenantStore>> AllTenants() const;
 
+  // What an append keeps of each of its sequences lies in the call's frame for so many: a decode
+  // row takes no longer to be stored than a few allocations do.
+  template <typename T>
+  using PerSequence = absl::InlinedVector<T, 4>;
+  static PerSequence<std::shared_ptr<StoredSequence>> SequencesOf(const RaggedBatch& batch);
+
   // NOT_FOUND unless the sequence lives in this engine.
   absl::Status CheckSequence(const std::shared_ptr<StoredSequence>& sequence) const;
-  absl::Status CheckBatch(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+  absl::Status CheckBatch(absl::Span<const std::shared_ptr<StoredSequence>> sequences,
                           absl::Span<const int32_t> cu_seqlens) const;
   absl::Status CheckLayer(int layer) const;
   absl::Status CheckStream(Stream stream) const;
 
   // REQUIRES: layer, batch and the source's views have been checked.
-  absl::Status Append(const std::vector<std::shared_ptr<StoredSequence>>& sequences,
+  absl::Status Append(absl::Span<const std::shared_ptr<StoredSequence>> sequences,
                       absl::Span<const int32_t> cu_seqlens, int layer, const AppendSource& source,
                       Stream stream);
 
-  // Where rows go: keys and values of kv head 0, and the bytes from one kv head to the next.
+  // Where rows go: that of kv head 0, and the elements from there to the next row and to the next
+  // head.
   struct RowTarget {
-    std::byte* keys = nullptr;
-    std::byte* values = nullptr;
-    int64_t head_bytes = 0;
+    std::byte* first = nullptr;
+    int64_t row_stride = 0;
+    int64_t head_stride = 0;
   };
+  struct RowTargets {
+    RowTarget keys;
+    RowTarget values;
+  };
+  // Those of a chunk's rows from `row` on, and of rows side by side with all of their heads.
+  RowTargets InChunk(const RowChunk& chunk, int64_t row) const;
+  RowTargets SideBySide(std::byte* keys, std::byte* values) const;
+
+  // A task for the keys and one for the values.
+  using ConvertTasks = absl::InlinedVector<ConvertRowsTask, 2 * 4>;
   void AddConvertTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
-                       const RowTarget& target, std::vector<ConvertRowsTask>& tasks) const;
+                       const RowTargets& targets, ConvertTasks& tasks) const;
   // INVALID_ARGUMENT when a number is not finite in the stored type. tasks: as AddConvertTasks adds
   // them.
   absl::Status Convert(absl::Span<ConvertRowsTask> tasks) const;
+  // What Convert says of a run of which either task met such a number.
+  absl::Status NotFinite(absl::Span<const ConvertRowsTask> run) const;
 
   template <typename Use>
-  void ForEachRun(const std::vector<PendingAppend>& appends, absl::Span<const int32_t> cu_seqlens,
-                  absl::Span<const int64_t> lengths, const AppendSource& source,
-                  const Use& use) const;
-  void AddStagingTasks(const AppendSource& source, const RowRun& run, int64_t num_rows,
-                       std::byte* keys, std::byte* values,
-                       std::vector<ConvertRowsTask>& tasks) const;
+  void ForEachRun(absl::Span<const PendingAppend> appends, absl::Span<const int32_t> cu_seqlens,
+                  const AppendSource& source, const Use& use) const;
   // Room for the plan's rows in every layer, appended but not written; for a GPU, also its tables.
   absl::Status BeginStep(PlanState& plan, Stream stream);
 
-  // Copy rows that have been claimed. `lengths`: of the layer before them.
-  absl::Status AppendOnCpu(const std::vector<PendingAppend>& appends,
-                           absl::Span<const int32_t> cu_seqlens, absl::Span<const int64_t> lengths,
-                           const AppendSource& source) const;
-  absl::Status AppendOnGpu(const std::vector<PendingAppend>& appends,
-                           absl::Span<const int32_t> cu_seqlens, absl::Span<const int64_t> lengths,
-                           const AppendSource& source, Stream stream) const;
+  // Copy rows that have been claimed.
+  absl::Status AppendOnCpu(absl::Span<const PendingAppend> appends,
+                           absl::Span<const int32_t> cu_seqlens, const AppendSource& source) const;
+  absl::Status AppendOnGpu(absl::Span<const PendingAppend> appends,
+                           absl::Span<const int32_t> cu_seqlens, const AppendSource& source,
+                           Stream stream) const;
 
   // Converts rows [row, row + num_rows) of the batch to nowhere, for the check alone.
   absl::Status CheckFinite(const AppendSource& source, size_t sequence, int64_t row,

@@ -1,12 +1,15 @@
 #include "cpu/convert_rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/targets.h"
+#include "hwy/cache_control.h"
 #include "storage/float16.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -98,51 +101,101 @@ bool ConvertRun(const std::byte* source, int64_t count, float scale, std::byte* 
   return all_finite;
 }
 
-// Whether all elements, given as their bits, have a magnitude below that of infinity.
-template <typename Int>
-bool AllBelow(const Int* bits, int64_t count, Int infinity) {
-  constexpr Int kMagnitude = std::numeric_limits<Int>::max();
+// The bits of an element, and those of infinity.
+template <DType kType>
+using Bits = std::conditional_t<kType == DType::kFloat32, int32_t, int16_t>;
+template <DType kType>
+constexpr Bits<kType> kInfinity = kType == DType::kFloat32   ? Bits<kType>(0x7f800000)
+                                  : kType == DType::kFloat16 ? Bits<kType>(0x7c00)
+                                                             : Bits<kType>(0x7f80);
+
+// Copies rows bit for bit. Elements are finite whose magnitude, as an integer, is below that of
+// infinity: of all that pass by, the greatest says it. kPastCaches: REQUIRES rows of whole vectors
+// in aligned targets.
+template <DType kType, bool kPastCaches>
+bool CopyRows(const ConvertRowsTask& task) {
+  using Int = Bits<kType>;
   const hn::ScalableTag<Int> d;
   const auto n = static_cast<int64_t>(hn::Lanes(d));
+  const auto magnitude_bits = hn::Set(d, std::numeric_limits<Int>::max());
+  const int64_t count = task.row_elements;
   auto greatest = hn::Zero(d);
-  int64_t i = 0;
-  for (; i + n <= count; i += n) {
-    greatest = hn::Max(greatest, hn::And(hn::LoadU(d, bits + i), hn::Set(d, kMagnitude)));
+  Int greatest_of_tails = 0;
+  for (int64_t row = 0; row < task.num_rows; ++row) {
+    const Int* source = static_cast<const Int*>(task.source) + row * task.source_stride;
+    Int* target = static_cast<Int*>(task.target) + row * task.target_stride;
+    for (int head = 0; head < task.num_heads; ++head) {
+      int64_t i = 0;
+      for (; i + n <= count; i += n) {
+        const auto bits = hn::LoadU(d, source + i);
+        greatest = hn::Max(greatest, hn::And(bits, magnitude_bits));
+        if constexpr (kPastCaches) {
+          hn::Stream(bits, d, target + i);
+        } else {
+          hn::StoreU(bits, d, target + i);
+        }
+      }
+      for (; i < count; ++i) {
+        Int bits;
+        std::memcpy(&bits, source + i, sizeof(bits));
+        const auto magnitude = static_cast<Int>(bits & std::numeric_limits<Int>::max());
+        greatest_of_tails = std::max(greatest_of_tails, magnitude);
+        std::memcpy(target + i, &bits, sizeof(bits));
+      }
+      source += task.source_head_stride;
+      target += task.target_head_stride;
+    }
   }
-  bool below = hn::AllTrue(d, hn::Lt(greatest, hn::Set(d, infinity)));
-  for (; i < count; ++i) below = below && (bits[i] & kMagnitude) < infinity;
-  return below;
+  if constexpr (kPastCaches) hwy::FlushStream();  // before anybody is told that the rows are there
+  return hn::AllTrue(d, hn::Lt(greatest, hn::Set(d, kInfinity<kType>))) &&
+         greatest_of_tails < kInfinity<kType>;
 }
 
-// Copies bit for bit.
+// Whether all runs of the target begin and end at whole vectors.
 template <DType kType>
-bool CopyRun(const std::byte* source, int64_t count, std::byte* target) {
-  if (count == 0) return true;
-  std::memcpy(target, source, count * DTypeBytes(kType));
-  if constexpr (kType == DType::kFloat32) {
-    return AllBelow(reinterpret_cast<const int32_t*>(source), count, int32_t{0x7f800000});
-  } else {
-    constexpr int16_t kInfinityBits = kType == DType::kFloat16 ? 0x7c00 : 0x7f80;
-    return AllBelow(reinterpret_cast<const int16_t*>(source), count, kInfinityBits);
+bool IsTargetOfVectors(const ConvertRowsTask& task) {
+  const auto vector_bytes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<uint8_t>()));
+  const auto is_whole = [&](int64_t elements) {
+    return elements * DTypeBytes(kType) % vector_bytes == 0;
+  };
+  return reinterpret_cast<uintptr_t>(task.target) % vector_bytes == 0 &&
+         is_whole(task.row_elements) && is_whole(task.target_stride) &&
+         is_whole(task.target_head_stride);
+}
+
+// Rows that follow one another without a gap, as one row.
+ConvertRowsTask Joined(ConvertRowsTask task) {
+  if (task.num_heads > 1 && task.source_head_stride == task.row_elements &&
+      task.target_head_stride == task.row_elements) {
+    task.row_elements *= task.num_heads;
+    task.num_heads = 1;
   }
+  if (task.num_heads == 1 && task.source_stride == task.row_elements &&
+      task.target_stride == task.row_elements) {
+    task.row_elements *= task.num_rows;
+    task.num_rows = 1;
+  }
+  return task;
 }
 
 template <DType kSource, DType kTarget>
-bool Convert(const ConvertRowsTask& task) {
-  const bool dense =
-      task.source_stride == task.row_elements && task.target_stride == task.row_elements;
-  const int64_t num_runs = dense ? 1 : task.num_rows;
-  const int64_t count = dense ? task.num_rows * task.row_elements : task.row_elements;
-  const auto* source = static_cast<const std::byte*>(task.source);
-  auto* target = static_cast<std::byte*>(task.target);
+bool Convert(const ConvertRowsTask& given) {
+  const ConvertRowsTask task = Joined(given);
+  if constexpr (kSource == kTarget) {
+    if (task.scale == 1.0f) {
+      return task.past_caches && IsTargetOfVectors<kSource>(task) ? CopyRows<kSource, true>(task)
+                                                                  : CopyRows<kSource, false>(task);
+    }
+  }
   bool all_finite = true;
-  for (int64_t run = 0; run < num_runs; ++run) {
-    const std::byte* from = source + run * task.source_stride * DTypeBytes(kSource);
-    std::byte* to = target + run * task.target_stride * DTypeBytes(kTarget);
-    if (kSource == kTarget && task.scale == 1.0f) {
-      all_finite &= CopyRun<kSource>(from, count, to);
-    } else {
-      all_finite &= ConvertRun<kSource, kTarget>(from, count, task.scale, to);
+  for (int64_t row = 0; row < task.num_rows; ++row) {
+    for (int head = 0; head < task.num_heads; ++head) {
+      const int64_t from = row * task.source_stride + head * task.source_head_stride;
+      const int64_t to = row * task.target_stride + head * task.target_head_stride;
+      all_finite &= ConvertRun<kSource, kTarget>(
+          static_cast<const std::byte*>(task.source) + from * DTypeBytes(kSource),
+          task.row_elements, task.scale,
+          static_cast<std::byte*>(task.target) + to * DTypeBytes(kTarget));
     }
   }
   return all_finite;

@@ -23,7 +23,9 @@ namespace {
 constexpr int64_t kWorthSharing = int64_t{1} << 17;
 
 // Approximate multiplications of a task, or what takes as long.
-int64_t Work(const ConvertRowsTask& task) { return task.num_rows * task.row_elements; }
+int64_t Work(const ConvertRowsTask& task) {
+  return task.num_rows * task.num_heads * task.row_elements;
+}
 int64_t Work(const ScoreClustersTask& task) {
   return task.num_queries * task.index->num_clusters * task.index->shape.head_dim_k;
 }

@@ -41,6 +41,7 @@ int64_t LayerCache::AppendBytes(int64_t num_rows) const {
 
 absl::StatusOr<PendingAppend> LayerCache::PrepareAppend(MemoryAccount& account, int64_t num_rows) {
   PendingAppend append;
+  append.first_position_ = contents_.length;
   append.num_rows_ = num_rows;
   for (int64_t done = 0; done < num_rows;) {
     WAVEKV_ASSIGN_OR_RETURN(RowSlice slice,
@@ -99,6 +100,8 @@ void LayerCache::Commit(PendingAppend append) {
 
 std::vector<std::shared_ptr<Segment>> LayerCache::Cut(bool decoding) {
   std::vector<std::shared_ptr<Segment>> new_segments;
+  const int64_t least = decoding ? rule_.update_tokens : rule_.segment_tokens;
+  if (contents_.length - rule_.window_tokens - tail_begin() < least) return new_segments;
   const auto cut = [&](int64_t num_tokens) {
     const int64_t begin = contents_.tail_begin(rule_);
     const auto first = contents_.tail.begin();
@@ -177,15 +180,23 @@ void LayerCache::TakeUpMerges() const {
 }
 
 int64_t LayerCache::tail_begin() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return contents_.tail_begin(rule_);
+  // Without a tail, all tokens are in the segments, or none are.
+  return contents_.tail.empty() ? std::max(contents_.length, rule_.sink_tokens)
+                                : contents_.tail.front()->position_begin();
 }
 
 LayerContents LayerCache::Snapshot() const {
+  LayerContents contents;
+  SnapshotTo(contents);
+  return contents;
+}
+
+void LayerCache::SnapshotTo(LayerContents& contents) const {
+  contents.Clear();  // what it held last is freed, and zeroed, before the lock
   std::vector<std::shared_ptr<Segment>> replaced;
   std::lock_guard<std::mutex> lock(mutex_);
   replaced = TakeUpMergesLocked();
-  return contents_;
+  contents = contents_;
 }
 
 int64_t LayerCache::length() const {

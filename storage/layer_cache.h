@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "storage/segment.h"
 #include "wavekv/model_spec.h"
 
@@ -37,6 +39,14 @@ struct LayerContents {
   std::vector<std::shared_ptr<Segment>> segments;
   RowChunks tail;
 
+  // Lets go of everything but the vectors' memory.
+  void Clear() {
+    length = 0;
+    sinks.reset();
+    segments.clear();
+    tail.clear();
+  }
+
   int64_t tail_begin(const CutRule& rule) const {
     return segments.empty() ? rule.sink_tokens : segments.back()->end();
   }
@@ -61,21 +71,25 @@ struct RowSlice {
 class PendingAppend {
  public:
   PendingAppend() = default;
-  PendingAppend(PendingAppend&&) = default;
+  PendingAppend(PendingAppend&& other) noexcept { *this = std::move(other); }
   PendingAppend& operator=(PendingAppend&& other) noexcept {
     slices_.swap(other.slices_);
+    std::swap(first_position_, other.first_position_);
     std::swap(num_rows_, other.num_rows_);
     return *this;
   }
   ~PendingAppend();
 
-  const std::vector<RowSlice>& slices() const { return slices_; }
+  // Of the first row: the length of the layer that the room was claimed in.
+  int64_t first_position() const { return first_position_; }
+  absl::Span<const RowSlice> slices() const { return slices_; }
   // Appends the rows to a view of the layer that the room was claimed in.
   void ApplyTo(LayerContents& contents) const;
 
  private:
   friend class LayerCache;
-  std::vector<RowSlice> slices_;
+  absl::InlinedVector<RowSlice, 1> slices_;  // a decode row takes one
+  int64_t first_position_ = 0;
   int64_t num_rows_ = 0;
 };
 
@@ -83,7 +97,7 @@ class PendingAppend {
 using SegmentRun = std::vector<std::shared_ptr<Segment>>;
 
 // Threads: one writer (AppendBytes, PrepareAppend, Commit, Cut, RetryUnsealable, BeginMerges,
-// Replace); any number of readers (Snapshot, length, TakeUpMerges).
+// Replace, writer_length); any number of readers (Snapshot, length, TakeUpMerges).
 class LayerCache {
  public:
   LayerCache(const ModelSpec& model, const CutRule& rule) : model_(model), rule_(rule) {}
@@ -116,7 +130,11 @@ class LayerCache {
   void TakeUpMerges() const;
 
   LayerContents Snapshot() const;
+  // The same, in the memory of `contents`.
+  void SnapshotTo(LayerContents& contents) const;
   int64_t length() const;
+  // For the writer, without a lock.
+  int64_t writer_length() const { return contents_.length; }
 
   // The first num_tokens tokens of `contents`, a view of this layer; survivors of a sealed segment
   // are copied back into chunks in position order. OUT_OF_RANGE when there are not as many;
@@ -141,6 +159,7 @@ class LayerCache {
 
   // REQUIRES: mutex_ is held. Returns what was replaced, for the caller to let go of afterwards.
   std::vector<std::shared_ptr<Segment>> TakeUpMergesLocked() const;
+  // As LayerContents::tail_begin, of what only the writer changes.
   int64_t tail_begin() const;
 
   mutable std::mutex mutex_;

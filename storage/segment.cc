@@ -44,9 +44,17 @@ KvRange RowChunk::Range(int kv_head, int64_t count) const {
 }
 
 Segment::Pin Segment::Read() const {
+  Pin pin;
+  ReadTo(pin);
+  return pin;
+}
+
+void Segment::ReadTo(Pin& pin) const {
+  pin.sealed.reset();
+  pin.chunks.clear();
   std::lock_guard<std::mutex> lock(mutex_);
-  if (sealed_ != nullptr) return {sealed_, {}};
-  return {nullptr, chunks_};
+  pin.sealed = sealed_;
+  if (sealed_ == nullptr) pin.chunks = chunks_;
 }
 
 Segment::State Segment::state() const {

@@ -113,6 +113,8 @@ class Segment {
     RowChunks chunks;
   };
   Pin Read() const;
+  // The same, in the memory of `pin`.
+  void ReadTo(Pin& pin) const;
 
   State state() const;
   void Seal(std::shared_ptr<const SealedSegment> sealed);

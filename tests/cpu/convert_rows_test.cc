@@ -1,5 +1,6 @@
 #include "compute/convert_rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -80,6 +81,92 @@ TEST_F(ConvertRowsTest, RoundsLikeTheScalarDefinitionAndTouchesNothingElse) {
                                  .scale = scale}));
             ExpectSameBits(target, expected);
           });
+        }
+      }
+    }
+  }
+}
+
+struct HeadsLayout {
+  int64_t num_rows, row_elements;
+  int num_heads;
+  int64_t source_stride, source_head_stride, target_stride, target_head_stride;
+  int64_t first_element;  // of the target, which is aligned to whole vectors
+};
+
+// Rows of a tensor into chunks and back, heads before rows, dense on both sides, odd lengths.
+constexpr HeadsLayout kHeadsLayouts[] = {
+    {5, 128, 4, 512, 128, 128, 8192, 0}, {5, 128, 4, 128, 8192, 512, 128, 0},
+    {3, 64, 8, 512, 64, 512, 64, 0},     {1, 64, 8, 512, 64, 64, 64, 0},
+    {4, 128, 2, 300, 140, 128, 1024, 0}, {4, 40, 3, 120, 40, 40, 320, 1},
+    {2, 7, 2, 14, 7, 7, 14, 0},          {6, 576, 1, 576, 0, 576, 0, 0},
+};
+
+TEST_F(ConvertRowsTest, TakesEachRowsHeadsWhereverTheyLie) {
+  Random random(13);
+  WAVEKV_TRACE_SEED(random);
+  for (const DType source_dtype : kAllDTypes) {
+    for (const DType target_dtype : kAllDTypes) {
+      for (const HeadsLayout& layout : kHeadsLayouts) {
+        for (const bool past_caches : {false, true}) {
+          SCOPED_TRACE(::testing::Message()
+                       << DTypeName(source_dtype) << " to " << DTypeName(target_dtype)
+                       << ", row elements " << layout.row_elements << ", heads " << layout.num_heads
+                       << ", past caches " << past_caches);
+          const auto count = [&](int64_t stride, int64_t head_stride) {
+            return (layout.num_rows - 1) * stride + (layout.num_heads - 1) * head_stride +
+                   layout.row_elements;
+          };
+          const std::vector<std::byte> source =
+              Encode(random.Gaussians(count(layout.source_stride, layout.source_head_stride)),
+                     source_dtype);
+          // From a whole line on.
+          constexpr int64_t kLine = 64;
+          const int64_t target_count = count(layout.target_stride, layout.target_head_stride);
+          std::vector<std::byte> memory(kLine + (layout.first_element + target_count) *
+                                                    DTypeBytes(target_dtype));
+          const auto start = reinterpret_cast<uintptr_t>(memory.data());
+          std::byte* const target = memory.data() + ((start + kLine - 1) / kLine * kLine - start) +
+                                    layout.first_element * DTypeBytes(target_dtype);
+          const std::vector<std::byte> before(target_count * DTypeBytes(target_dtype),
+                                              std::byte{0x5a});
+          std::vector<std::byte> expected = before;
+          for (int64_t row = 0; row < layout.num_rows; ++row) {
+            for (int64_t head = 0; head < layout.num_heads; ++head) {
+              for (int64_t i = 0; i < layout.row_elements; ++i) {
+                const int64_t from =
+                    row * layout.source_stride + head * layout.source_head_stride + i;
+                StoreElement(expected.data(), target_dtype,
+                             row * layout.target_stride + head * layout.target_head_stride + i,
+                             LoadElement(source.data(), source_dtype, from));
+              }
+            }
+          }
+          ConvertRowsTask task;
+          task.source = source.data();
+          task.source_dtype = source_dtype;
+          task.source_stride = layout.source_stride;
+          task.source_head_stride = layout.source_head_stride;
+          task.target = target;
+          task.target_dtype = target_dtype;
+          task.target_stride = layout.target_stride;
+          task.target_head_stride = layout.target_head_stride;
+          task.num_rows = layout.num_rows;
+          task.num_heads = layout.num_heads;
+          task.row_elements = layout.row_elements;
+          task.past_caches = past_caches;
+          ForEachTarget([&] {
+            std::copy(before.begin(), before.end(), target);
+            EXPECT_TRUE(Convert(task));
+            ExpectSameBits({target, target + before.size()}, expected);
+          });
+          // One number of the last head of the last row.
+          std::vector<std::byte> infinite = source;
+          StoreElement(infinite.data(), source_dtype,
+                       count(layout.source_stride, layout.source_head_stride) - 1,
+                       std::numeric_limits<float>::infinity());
+          task.source = infinite.data();
+          ForEachTarget([&] { EXPECT_FALSE(Convert(task)); });
         }
       }
     }

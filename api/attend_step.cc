@@ -214,10 +214,17 @@ absl::Status AttendStep::AttendParts() {
   std::sort(ws_.pieces_to_come.begin(), ws_.pieces_to_come.end());
   while (!ws_.pieces_to_come.empty()) {
     if (ws_.rows.has_missing()) ws_.rows.Request();
-    const auto here = std::stable_partition(ws_.pieces_to_come.begin(), ws_.pieces_to_come.end(),
-                                            [&](size_t piece) { return !ws_.rows.is_here(piece); });
-    ws_.pieces_in_work.assign(here, ws_.pieces_to_come.end());
-    ws_.pieces_to_come.erase(here, ws_.pieces_to_come.end());
+    // In place, as std::stable_partition would not do it.
+    ws_.pieces_in_work.clear();
+    size_t num_to_come = 0;
+    for (const size_t piece : ws_.pieces_to_come) {
+      if (ws_.rows.is_here(piece)) {
+        ws_.pieces_in_work.push_back(piece);
+      } else {
+        ws_.pieces_to_come[num_to_come++] = piece;
+      }
+    }
+    ws_.pieces_to_come.resize(num_to_come);
     if (ws_.pieces_in_work.empty()) {
       WAVEKV_RETURN_IF_ERROR(AwaitRows());
     } else {

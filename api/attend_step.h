@@ -100,8 +100,8 @@ struct ExactPart {
   int64_t next = -1;           // part of the same piece
 };
 
-// Buffers of a step, grown to the largest layer seen and reused. The views are not: each call pins
-// its segments and chunks anew, which copies two short lists of references a sequence.
+// Buffers of a step, grown to the largest layer seen and reused. Each call pins the segments and
+// chunks of its views anew, which copies two short lists of references a sequence.
 struct AttendWorkspace {
   std::vector<SequenceView> views;
 

@@ -150,7 +150,8 @@ void RowGroup::Place(const std::byte* block, const Missing& missing) {
 
 void RowGroup::CompactValues(size_t first, int64_t count) {
   const auto begin = value_rows_.begin() + static_cast<int64_t>(first);
-  std::stable_partition(begin, begin + count, [](const std::byte* row) { return row != nullptr; });
+  const auto gaps = std::remove(begin, begin + count, nullptr);
+  std::fill(gaps, begin + count, nullptr);
 }
 
 void StepRows::Begin(BlockFetch* fetch) {

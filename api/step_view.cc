@@ -3,14 +3,17 @@
 namespace wavekv {
 
 void PinLayer(const StoredSequence& sequence, int layer, SequenceView& view) {
-  view.contents = sequence.layer(layer).Snapshot();
-  view.pins.clear();
-  for (const auto& segment : view.contents.segments) view.pins.push_back(segment->Read());
+  sequence.layer(layer).SnapshotTo(view.contents);
+  view.pins.resize(view.contents.segments.size());
+  for (size_t i = 0; i < view.pins.size(); ++i) view.contents.segments[i]->ReadTo(view.pins[i]);
 }
 
 void Unpin(SequenceView& view) {
-  view.contents = {};
-  view.pins.clear();
+  view.contents.Clear();
+  for (Segment::Pin& pin : view.pins) {
+    pin.sealed.reset();
+    pin.chunks.clear();
+  }
 }
 
 }  // namespace wavekv

@@ -33,8 +33,10 @@ struct SequenceView {
   }
 };
 
-// Pins the layer. Copies its list of segments and chunks, references only.
+// Pins the layer. Copies its list of segments and chunks, references only, to the memory that the
+// view's last lists left behind.
 void PinLayer(const StoredSequence& sequence, int layer, SequenceView& view);
+// Lets go of all that is pinned. Nothing but PinLayer may look at the lists then.
 void Unpin(SequenceView& view);
 
 }  // namespace wavekv

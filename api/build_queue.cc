@@ -9,12 +9,10 @@
 
 #include "api/gpu_builder.h"
 #include "compute/backend.h"
-#include "cpu/cpu_backend.h"
 #include "index/segment_builder.h"
 #include "storage/cluster_index.h"
 #include "storage/log_message.h"
 #include "storage/status_macros.h"
-#include "wavekv/executor.h"
 
 namespace wavekv {
 namespace {
@@ -28,8 +26,9 @@ constexpr std::chrono::hours kForever{24 * 365};
 }  // namespace
 
 BuildQueue::BuildQueue(const ModelSpec& model, const IndexOptions& index,
-                       std::vector<std::unique_ptr<GpuBuilder>> gpu, StepObserver& observer)
-    : model_(model), index_(index), observer_(observer), gpu_(std::move(gpu)) {
+                       std::vector<std::unique_ptr<GpuBuilder>> gpu, StepObserver& observer,
+                       const StepCount* steps)
+    : model_(model), index_(index), observer_(observer), steps_(steps), gpu_(std::move(gpu)) {
   for (const auto& builder : gpu_) {
     threads_.emplace_back([this, builder = builder.get()] { RunThread(builder); });
   }
@@ -94,8 +93,8 @@ int64_t BuildQueue::segments_pending() const {
 
 void BuildQueue::RunThread(GpuBuilder* gpu) {
   setpriority(PRIO_PROCESS, 0, kBuildNiceness);  // of this thread alone, on Linux
-  const std::unique_ptr<Executor> inline_executor = MakeThreadPool(1);
-  const std::unique_ptr<Backend> backend = MakeCpuBackend(inline_executor.get());
+  BuildPace pace(steps_);
+  const std::unique_ptr<Backend> backend = MakePacedBackend(pace);
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
     auto next = jobs_.end();

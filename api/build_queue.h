@@ -14,6 +14,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "api/build_pace.h"
 #include "api/step_observer.h"
 #include "storage/layer_cache.h"
 #include "storage/segment.h"
@@ -39,10 +40,11 @@ class GpuBuilder;
 // Threads: safe. The destructor waits for the builds that have begun.
 class BuildQueue {
  public:
-  // A thread for each of `gpu`, which clusters segments there or, where it is nullptr, itself. The
-  // observer outlives the queue.
+  // A thread for each of `gpu`, which clusters segments there or, where it is nullptr, itself: at
+  // the pace that `steps` leave it. Observer and steps outlive the queue.
   BuildQueue(const ModelSpec& model, const IndexOptions& index,
-             std::vector<std::unique_ptr<GpuBuilder>> gpu, StepObserver& observer);
+             std::vector<std::unique_ptr<GpuBuilder>> gpu, StepObserver& observer,
+             const StepCount* steps);
   ~BuildQueue();
 
   BuildQueue(const BuildQueue&) = delete;
@@ -103,6 +105,7 @@ class BuildQueue {
   const ModelSpec model_;
   const IndexOptions index_;
   StepObserver& observer_;
+  const StepCount* const steps_;
 
   // Sealed segments that exist, wherever they are held; outlives the queue through them.
   const std::shared_ptr<std::atomic<int64_t>> live_ = std::make_shared<std::atomic<int64_t>>(0);

@@ -194,7 +194,13 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
     WAVEKV_ASSIGN_OR_RETURN(impl->row_tiers, OpenTiers(requested, model));
   }
   WAVEKV_ASSIGN_OR_RETURN(impl->observer, StepObserver::Create(requested.trace_path));
-  impl->builds = std::make_unique<BuildQueue>(model, index, std::move(builders), *impl->observer);
+  // With a processor of their own builds are in nobody's way.
+  const bool share_processors =
+      impl->gpu == nullptr &&
+      static_cast<unsigned>(impl->executor->num_workers() + requested.build_threads) >
+          std::thread::hardware_concurrency();
+  impl->builds = std::make_unique<BuildQueue>(model, index, std::move(builders), *impl->observer,
+                                              share_processors ? &impl->steps : nullptr);
   WAVEKV_LOG(
       kInfo,
       "engine opened, wavekv {}: {} layers, {} query and {} kv heads, head_dim {} and {}, {}, "
@@ -424,6 +430,7 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
         stats, impl_->gpu->Attend(state.gpu, state.workspace.views, state.options, queries, output,
                                   lse, error_estimate, queue));
   } else {
+    const StepCount::Step counted(impl_->steps);
     const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
     const StepFetch fetch(impl_->AcquireFetch(state, layer, deadline), state.workspace.views);
     AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,

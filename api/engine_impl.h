@@ -13,6 +13,7 @@
 #include "absl/container/inlined_vector.h"
 #include "api/append_source.h"
 #include "api/attend_step.h"
+#include "api/build_pace.h"
 #include "api/build_queue.h"
 #include "api/gpu_engine.h"
 #include "api/step_observer.h"
@@ -77,6 +78,7 @@ struct Engine::Impl {
   std::shared_ptr<RowTiers> row_tiers;     // nullptr: all is in the arena
   std::unique_ptr<GpuEngine> gpu;          // nullptr: on the processor
   std::unique_ptr<StepObserver> observer;  // outlives builds
+  StepCount steps;                         // as well
   std::unique_ptr<BuildQueue> builds;
 
   mutable std::mutex mutex;

@@ -233,5 +233,29 @@ TEST(EngineConcurrencyTest, OneCallAtATimePerPlan) {
   EXPECT_GT(answered, 0);
 }
 
+// Builds make room for steps, and go on all the same.
+TEST(EngineConcurrencyTest, SegmentsAreSealedWhileStepsFollowOneAnother) {
+  auto engine = Engine::Open(SmallOptions());
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  auto tenant = (*engine)->OpenTenant("tenant");
+  ASSERT_TRUE(tenant.ok()) << tenant.status();
+  Client decoding(**engine, *tenant->CreateSequence(), 1);
+  Client prompt(**engine, *tenant->CreateSequence(), 2);
+  ASSERT_TRUE(decoding.Append(1000).ok());
+  std::atomic<bool> done{false};
+  std::thread steps([&] {
+    while (!done.load()) {
+      EXPECT_TRUE(decoding.Attend(AttendOptions::Exact(), /*compare=*/false).ok());
+    }
+  });
+  EXPECT_TRUE(prompt.Append(4096).ok());
+  EXPECT_TRUE((*engine)->BuildSegments(prompt.sequence()).ok());
+  const absl::Status sealed = (*engine)->WaitForBuilds(prompt.sequence());
+  EXPECT_TRUE(sealed.ok()) << sealed;
+  done.store(true);
+  steps.join();
+  EXPECT_TRUE(prompt.Attend(AttendOptions::Exact(), /*compare=*/true).ok());
+}
+
 }  // namespace
 }  // namespace wavekv

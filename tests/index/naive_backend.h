@@ -21,9 +21,8 @@ class NaiveBackend : public Backend {
         const int64_t r = row / task.num_heads, h = row % task.num_heads;
         for (int64_t i = 0; i < task.row_elements; ++i) {
           const int64_t to = r * task.target_stride + h * task.target_head_stride + i;
-          const float value =
-              LoadElement(task.source, task.source_dtype,
-                          r * task.source_stride + h * task.source_head_stride + i);
+          const float value = LoadElement(task.source, task.source_dtype,
+                                          r * task.source_stride + h * task.source_head_stride + i);
           StoreElement(task.target, task.target_dtype, to, value * task.scale);
           all_finite &= std::isfinite(value) &&
                         std::isfinite(LoadElement(task.target, task.target_dtype, to));

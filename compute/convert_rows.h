@@ -11,9 +11,10 @@ namespace wavekv {
 // go out.
 //
 // Shapes: source [num_rows, num_heads, row_elements], head h of row r at source + r * source_stride
-// + h * source_head_stride elements; target alike. A GPU takes one head a task. Rounding: to nearest, ties to even. `scale` multiplies in fp32 before rounding. Result:
-// *all_finite is false when a source element, or the element it becomes in the target type, is NaN
-// or infinite; the target is written all the same. nullptr: not wanted.
+// + h * source_head_stride elements; target alike. A GPU takes one head a task. Rounding: to
+// nearest, ties to even. `scale` multiplies in fp32 before rounding. Result: *all_finite is false
+// when a source element, or the element it becomes in the target type, is NaN or infinite; the
+// target is written all the same. nullptr: not wanted.
 struct ConvertRowsTask {
   const void* source = nullptr;
   DType source_dtype = DType::kFloat32;

@@ -49,7 +49,7 @@ struct ZoneUnit {
   int64_t num_retrieved = 0;  // clusters of the retrieval or the sketch zone
   int64_t sealed_tokens = 0;
 
-  int64_t first_sketch_token = 0;  // in chosen, probabilities; times G in logits and scores
+  int64_t first_sketch_token = 0;  // in chosen, shares and risks; times G in logits
   int64_t num_sketch_tokens = 0;
   int64_t num_chosen = 0;
   int64_t num_degraded = 0;  // tokens that were to be read, but came too late
@@ -134,8 +134,9 @@ struct AttendWorkspace {
   std::vector<SketchPart> sketch_parts;   // as indexes
   std::vector<uint32_t> sketch_clusters;  // numbers within their index, ascending
   std::vector<float> token_logits;
-  std::vector<float> token_scores;
-  std::vector<float> token_probabilities;
+  std::vector<float> token_shares;
+  std::vector<float> token_risks;
+  std::vector<float> log_totals;  // of rank scores, as units
   std::vector<uint8_t> chosen;
   std::vector<int64_t> num_value_means;  // as indexes
   std::vector<int64_t> num_super_value_means;
@@ -152,8 +153,8 @@ struct AttendWorkspace {
   std::vector<float> cluster_variances;
   std::vector<float> hidden_variances;
   std::vector<float> key_spreads;
-  std::vector<float> token_variances;
   std::vector<RiskLimit> risk_limits;
+  std::vector<TokenRisk> token_risk;
 
   // Tasks of one call to the backend.
   struct Flag {
@@ -166,7 +167,7 @@ struct AttendWorkspace {
   std::vector<ScoreClustersTask> score_tasks;
   std::vector<SelectClustersTask> select_tasks;
   std::vector<ScoreTokensTask> score_tokens_tasks;
-  std::vector<SelectTokensTask> select_tokens_tasks;
+  std::vector<ChooseTokensTask> choose_tokens_tasks;
   std::vector<AttendRowsTask> attend_tasks;
   std::vector<EstimateClustersTask> estimate_tasks;
   std::vector<AttentionState> states;

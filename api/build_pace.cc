@@ -66,8 +66,8 @@ class PacedBackend final : public Backend {
   absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) override {
     return Run(&Backend::ScoreTokens, tasks);
   }
-  absl::Status SelectTokens(absl::Span<const SelectTokensTask> tasks) override {
-    return Run(&Backend::SelectTokens, tasks);
+  absl::Status ChooseTokens(absl::Span<const ChooseTokensTask> tasks) override {
+    return Run(&Backend::ChooseTokens, tasks);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
     return Run(&Backend::AttendRows, tasks);

@@ -257,6 +257,7 @@ int64_t AttendStep::SelectedTokens(const ZoneUnit& unit) const {
 absl::Status AttendStep::SelectUnits(bool ranked) {
   RankedLevel& clusters = ws_.clusters;
   ws_.risk_limits.resize(ws_.units.size());
+  ws_.log_totals.resize(ws_.units.size() * group_);
   ws_.select_tasks.clear();
   for (ZoneUnit& unit : wave_) {
     const size_t u = NumberOf(unit);
@@ -265,6 +266,7 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
     select.token_budget = SelectedTokens(unit);
     if (options_.zones == Zones::kSketch) {
       select.first_zone = Zone::kSketch;
+      select.log_totals = ws_.log_totals.data() + u * group_;
     } else {
       // A budget of tokens is worth as many clusters as hold that share of them on average.
       const double share =
@@ -317,28 +319,23 @@ absl::Status AttendStep::RankTokens() {
   for (ZoneUnit& unit : wave_) AddSketch(unit);
   const size_t num_tokens = ws_.chosen.size();
   ws_.token_logits.resize(num_tokens * group_);
-  ws_.token_scores.resize(num_tokens * group_);
-  ws_.token_probabilities.resize(num_tokens);
+  ws_.token_shares.resize(num_tokens);
   if (HasTarget()) {
-    ws_.token_variances.clear();
-    for (size_t i = 0; i < ws_.indexes.size(); ++i) {
-      const ClusterIndex& index = *ws_.indexes[i];
-      const SketchPart& part = ws_.sketch_parts[i];
-      for (int64_t c = 0; c < part.num_clusters; ++c) {
-        const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
-        ws_.token_variances.insert(ws_.token_variances.end(), index.cluster_size(cluster),
-                                   std::min(TokenVariance(index, cluster), kVarianceMax));
-      }
-    }
+    ws_.token_risks.resize(num_tokens);
+    ws_.token_risk.resize(ws_.units.size());
   }
   ws_.score_tokens_tasks.clear();
-  ws_.select_tokens_tasks.clear();
+  ws_.choose_tokens_tasks.clear();
   for (ZoneUnit& unit : wave_) {
     const size_t u = NumberOf(unit);
+    if (HasTarget()) {
+      ws_.token_risk[u] = {ws_.coarse_lses.data() + u * group_,
+                           ws_.inverse_squares.data() + u * group_};
+    }
     int64_t cluster = 0;
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
       const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
-      const int64_t at = unit.first_sketch_token * group_ + part.first_token;
+      const int64_t first_token = unit.first_sketch_token + part.first_token;
       ScoreTokensTask score;
       score.queries = ws_.rotated_queries.data() + u * group_ * model_.head_dim_k;
       score.num_queries = group_;
@@ -348,41 +345,31 @@ absl::Status AttendStep::RankTokens() {
       score.mass = mass();
       score.clusters = ws_.sketch_clusters.data() + part.first_cluster;
       score.num_clusters = part.num_clusters;
-      score.logits = ws_.token_logits.data() + at;
-      score.rank_scores = ws_.token_scores.data() + at;
+      score.logits = ws_.token_logits.data() + unit.first_sketch_token * group_ + part.first_token;
       score.stride = unit.num_sketch_tokens;
+      score.log_totals = ws_.log_totals.data() + u * group_;
+      score.shares = ws_.token_shares.data() + first_token;
+      if (HasTarget()) {
+        score.risk = &ws_.token_risk[u];
+        score.risks = ws_.token_risks.data() + first_token;
+      }
       ws_.score_tokens_tasks.push_back(score);
       cluster += score.index->num_clusters;
     }
-    SelectTokensTask select;
-    select.rank_scores = ws_.token_scores.data() + unit.first_sketch_token * group_;
-    select.stride = unit.num_sketch_tokens;
-    select.num_queries = group_;
-    select.num_tokens = unit.num_sketch_tokens;
-    select.log_masses = ws_.clusters.log_masses.data() + unit.first_cluster * group_;
-    select.log_masses_stride = unit.num_clusters;
-    select.zones = ws_.clusters.zones.data() + unit.first_cluster;
-    select.num_clusters = unit.num_clusters;
-    select.token_budget = options_.retrieval.Resolve(unit.sealed_tokens);
+    ChooseTokensTask choose;
+    choose.shares = ws_.token_shares.data() + unit.first_sketch_token;
+    choose.num_tokens = unit.num_sketch_tokens;
+    choose.token_budget = options_.retrieval.Resolve(unit.sealed_tokens);
     if (HasTarget()) {
-      RiskLimit& risk = ws_.risk_limits[u];
-      risk = {};
-      // By rank scores: what a code may have underestimated.
-      risk.log_masses = ws_.token_scores.data() + unit.first_sketch_token * group_;
-      risk.stride = unit.num_sketch_tokens;
-      risk.lses = ws_.coarse_lses.data() + u * group_;
-      risk.inverse_squares = ws_.inverse_squares.data() + u * group_;
-      risk.variances = ws_.token_variances.data() + unit.first_sketch_token;
-      risk.limit = kTokenRisk * options_.target_error * options_.target_error;
-      select.risk = &ws_.risk_limits[u];
+      choose.risks = ws_.token_risks.data() + unit.first_sketch_token;
+      choose.risk_limit = kTokenRisk * options_.target_error * options_.target_error;
     }
-    select.probabilities = ws_.token_probabilities.data() + unit.first_sketch_token;
-    select.chosen = ws_.chosen.data() + unit.first_sketch_token;
-    select.num_chosen = &unit.num_chosen;
-    ws_.select_tokens_tasks.push_back(select);
+    choose.chosen = ws_.chosen.data() + unit.first_sketch_token;
+    choose.num_chosen = &unit.num_chosen;
+    ws_.choose_tokens_tasks.push_back(choose);
   }
   WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
-  WAVEKV_RETURN_IF_ERROR(backend_.SelectTokens(ws_.select_tokens_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend_.ChooseTokens(ws_.choose_tokens_tasks));
   executor_.ParallelFor(static_cast<int64_t>(wave_.size()),
                         [&](int64_t i, int) { ReadMostlyChosenWhole(wave_[i]); });
   return absl::OkStatus();

@@ -328,6 +328,8 @@ int main(int argc, char** argv) {
                     {"zones", "sketch (default), clusters or paper", &ParseZones},
                     ShareOption("retrieval", "share read exactly", &arguments.zones.retrieval),
                     ShareOption("sketch", "share of the sketch zone", &arguments.zones.sketch),
+                    ShareOption("open", "share of the tokens whose super-clusters are opened",
+                                &arguments.zones.open),
                     {"target-error", "read as little as it takes, 0: what the budgets say",
                      [&](const std::string& value) {
                        return absl::SimpleAtod(value, &arguments.zones.target_error) &&

@@ -6,6 +6,7 @@
 #include "absl/types/span.h"
 #include "compute/assign_clusters.h"
 #include "compute/attend_rows.h"
+#include "compute/choose_tokens.h"
 #include "compute/convert_rows.h"
 #include "compute/estimate_clusters.h"
 #include "compute/merge_states.h"
@@ -14,7 +15,6 @@
 #include "compute/score_supers.h"
 #include "compute/score_tokens.h"
 #include "compute/select_clusters.h"
-#include "compute/select_tokens.h"
 #include "compute/update_centroids.h"
 
 namespace wavekv {
@@ -35,7 +35,7 @@ class Backend {
   virtual absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) = 0;
   virtual absl::Status SelectClusters(absl::Span<const SelectClustersTask> tasks) = 0;
   virtual absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) = 0;
-  virtual absl::Status SelectTokens(absl::Span<const SelectTokensTask> tasks) = 0;
+  virtual absl::Status ChooseTokens(absl::Span<const ChooseTokensTask> tasks) = 0;
   virtual absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) = 0;
   virtual absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) = 0;
   virtual absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) = 0;

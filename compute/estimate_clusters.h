@@ -34,10 +34,10 @@ namespace wavekv {
 // *num_value_means and *num_super_value_means: how many were read.
 //
 // Error terms, for the step's error estimate (both or none: nullptr), from queries [num_queries,
-// head_dim_k], scaled, and token_rank_scores, shaped as token_logits. What they add up, and the
-// constants, were chosen by what predicts the errors of recorded attention (docs/wave_index.md).
-// With x_i and g_i as in score_clusters.h, and u_j = min(s_j^2 / 2, kLogMassGainMax), s_j the
-// standard deviation by which a token's rank score exceeds its logit:
+// head_dim_k], scaled. What they add up, and the constants, were chosen by what predicts the errors
+// of recorded attention (docs/wave_index.md). With x_i and g_i as in score_clusters.h, and u_j =
+// min(n_j^2 / 2, kLogMassGainMax), n_j the standard deviation of a token's logit, by which its rank
+// score exceeds it (score_tokens.h):
 //   missing_lse [num_queries]: natural logarithm of the mass that may be missing, -infinity for
 //   none:
 //     sum_i e^{m_i} g_i over answered clusters for MassEstimate::kLowerBound; for kSecondOrder,
@@ -77,7 +77,6 @@ struct EstimateClustersTask {
   MassEstimate mass = MassEstimate::kLowerBound;
   const Zone* zones = nullptr;
   const float* token_logits = nullptr;
-  const float* token_rank_scores = nullptr;
   int64_t token_stride = 0;
   const uint8_t* chosen = nullptr;
   const std::byte* const* chosen_values = nullptr;

@@ -45,7 +45,8 @@ struct RiskLimit {
 //
 // Shapes: scores [num_queries, num_clusters], the rank scores of score_clusters.h, row h at h *
 // stride; sizes [num_clusters] tokens, all >= 1; zones [num_clusters]; retrieved and probabilities
-// [num_clusters] capacity. Results: zones; retrieved[0, *num_retrieved) holds the first zone, in
+// [num_clusters] capacity; log_totals [num_queries], ln sum_j exp(r_hj), nullptr: not wanted (GPUs
+// leave it). Results: zones; retrieved[0, *num_retrieved) holds the first zone, in
 // rank order or, where `ranked` is false, ascending; probabilities[i] = p_i; everything is
 // deterministic.
 struct SelectClustersTask {
@@ -61,6 +62,7 @@ struct SelectClustersTask {
   bool ranked = true;
   const RiskLimit* risk = nullptr;
   float* probabilities = nullptr;
+  float* log_totals = nullptr;
   Zone* zones = nullptr;
   uint32_t* retrieved = nullptr;
   int64_t* num_retrieved = nullptr;

@@ -7,7 +7,8 @@
 
 namespace wavekv {
 
-// Chooses the tokens of the sketch zone that are attended exactly, for one GQA group.
+// What GPUs do instead of ChooseTokens (choose_tokens.h), from rank scores: there, shares of tokens
+// are no by-product of their scores.
 //
 // A token's rank is its expected share of the attention, summed over the group's heads:
 //   p_j = sum_h exp(r_hj - ln Z_h), Z_h the mass of the sketch zone's tokens by rank score, and of

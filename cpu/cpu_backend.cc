@@ -6,6 +6,7 @@
 #include "absl/functional/function_ref.h"
 #include "cpu/assign_clusters.h"
 #include "cpu/attend_rows.h"
+#include "cpu/choose_tokens.h"
 #include "cpu/convert_rows.h"
 #include "cpu/estimate_clusters.h"
 #include "cpu/merge_states.h"
@@ -13,7 +14,6 @@
 #include "cpu/score_clusters.h"
 #include "cpu/score_tokens.h"
 #include "cpu/select_clusters.h"
-#include "cpu/select_tokens.h"
 #include "cpu/update_centroids.h"
 
 namespace wavekv {
@@ -43,7 +43,7 @@ int64_t Work(const ScoreTokensTask& task) {
   }
   return num_tokens * task.num_queries * 64;
 }
-int64_t Work(const SelectTokensTask& task) { return (task.num_queries + 4) * task.num_tokens * 8; }
+int64_t Work(const ChooseTokensTask& task) { return task.num_tokens * 32; }
 int64_t Work(const AttendRowsTask& task) {
   int64_t num_tokens = 0;
   for (const KvRange& range : task.ranges) num_tokens += range.num_tokens;
@@ -84,8 +84,8 @@ class CpuBackend final : public Backend {
   absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) override {
     return RunTasks(tasks, cpu::ScoreTokens);
   }
-  absl::Status SelectTokens(absl::Span<const SelectTokensTask> tasks) override {
-    return RunTasks(tasks, cpu::SelectTokens);
+  absl::Status ChooseTokens(absl::Span<const ChooseTokensTask> tasks) override {
+    return RunTasks(tasks, cpu::ChooseTokens);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
     return RunParts(tasks, cpu::AttendRows);

@@ -8,15 +8,16 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/estimate_errors.h"
-#include "cpu/estimate_weights.h"
+#include "compute/rotation.h"
+#include "cpu/estimate_parts.h"
 #include "cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/estimate_clusters.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
-#include "cpu/exp-inl.h"
+#include "cpu/estimate_masses-inl.h"
+#include "cpu/estimate_weights-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "cpu/softmax-inl.h"
 #include "cpu/statistics_rows-inl.h"
@@ -30,25 +31,20 @@ namespace {
 constexpr int kQueries = 16;
 constexpr int kTile = 32;
 
-// Replaces logs by e^{log - offset}, at most e^80.
-void Exponentials(float* logs, int64_t count, float offset) {
-  const hn::ScalableTag<float> d;
-  const auto n = static_cast<int64_t>(hn::Lanes(d));
-  const auto shift = hn::Set(d, offset), most = hn::Set(d, 80.0f);
-  const auto of = [&](auto log) HWY_ATTR { return Exp(d, hn::Min(hn::Sub(log, shift), most)); };
-  int64_t i = 0;
-  for (; i + n <= count; i += n) hn::StoreU(of(hn::LoadU(d, logs + i)), d, logs + i);
-  if (i == count) return;
-  alignas(64) float rest[hn::MaxLanes(hn::ScalableTag<float>())] = {};
-  std::copy(logs + i, logs + count, rest);
-  hn::Store(of(hn::Load(d, rest)), d, rest);
-  std::copy_n(rest, count - i, logs + i);
-}
+// Weights of items for queries, as EstimateParts keeps them.
+struct Weights {
+  const float* batches;
+  int64_t num_items;
 
-// sums [num_queries, head_dim_v] += weights . means, for the rows listed; row h of the weights at
-// weights + h * stride, by number of the mean.
+  float Of(int query, int64_t item) const {
+    constexpr int kBatch = EstimateParts::kBatch;
+    return batches[(query / kBatch * num_items + item) * kBatch + query % kBatch];
+  }
+};
+
+// sums [num_queries, head_dim_v] += weights . means, for the rows listed.
 void AddMeans(const ClusterIndex& index, const StatisticsRows& means, StatisticsFormat format,
-              const std::vector<uint32_t>& list, const float* weights, int64_t stride,
+              const std::vector<uint32_t>& list, const Weights& weights, int first_query,
               int num_queries, float* sums) {
   const int dim = index.shape.head_dim_v;
   alignas(64) float values[kTile * kHeadDimMax];
@@ -56,12 +52,15 @@ void AddMeans(const ClusterIndex& index, const StatisticsRows& means, Statistics
   float tile_weights[kQueries * kTile];
   for (size_t first = 0; first < list.size(); first += kTile) {
     const int count = static_cast<int>(std::min<size_t>(kTile, list.size() - first));
+    for (size_t i = first + kTile; i < std::min(first + 2 * kTile, list.size()); ++i) {
+      PrefetchBytes(means.row(list[i]), means.row_bytes);
+    }
     for (int i = 0; i < count; ++i) {
       const uint32_t mean = list[first + i];
       LoadRow(means.row(mean), dim, format, means.scale(mean), values + i * dim);
       rows[i] = reinterpret_cast<const std::byte*>(values + i * dim);
       for (int q = 0; q < num_queries; ++q) {
-        tile_weights[q * kTile + i] = weights[q * stride + mean];
+        tile_weights[q * kTile + i] = weights.Of(first_query + q, mean);
       }
     }
     WithVectorsFor(dim, [&](auto d) HWY_ATTR {
@@ -73,23 +72,38 @@ void AddMeans(const ClusterIndex& index, const StatisticsRows& means, Statistics
 
 // output [num_queries, head_dim_v] += weights . values of the tokens listed.
 template <DType kType>
-void AddValues(const ClusterIndex& index, const EstimateWeights& weights, int first_query,
+void AddValues(const ClusterIndex& index, const EstimateParts& parts, int first_query,
                int num_queries, float* output) {
   const int dim = index.shape.head_dim_v;
-  alignas(64) float sums[kQueries * kHeadDimMax] = {};  // paired order
-  const std::byte* rows[kTile];
+  alignas(64) float sums[kQueries * kHeadDimMax];  // paired order
+  std::fill_n(sums, num_queries * dim, 0.0f);
+  const std::byte* rows[2][kTile];
   float tile_weights[kQueries * kTile];
-  const auto& tokens = weights.taken_tokens();
+  const auto& tokens = parts.taken_tokens;
+  const Weights weights = {parts.taken_weights.data(), static_cast<int64_t>(tokens.size())};
+  const auto count_from = [&](size_t first) {
+    return static_cast<int>(
+        std::min<size_t>(kTile, tokens.size() - std::min(first, tokens.size())));
+  };
+  const auto list = [&](size_t first, const std::byte** to) {
+    const int count = count_from(first);
+    for (int i = 0; i < count; ++i) to[i] = tokens[first + i].value;
+    // Kernels ask for a full tile of rows that come next.
+    std::fill(to + count, to + kTile, tokens[std::min(first, tokens.size() - 1)].value);
+  };
+  list(0, rows[0]);
   for (size_t first = 0; first < tokens.size(); first += kTile) {
-    const int count = static_cast<int>(std::min<size_t>(kTile, tokens.size() - first));
+    const int count = count_from(first);
+    const std::byte** mine = rows[first / kTile % 2];
+    const std::byte** next = rows[(first / kTile + 1) % 2];
+    list(first + kTile, next);
     for (int i = 0; i < count; ++i) {
-      rows[i] = tokens[first + i].value;
       for (int q = 0; q < num_queries; ++q) {
-        tile_weights[q * kTile + i] = weights.taken_weights(first_query + q)[first + i];
+        tile_weights[q * kTile + i] = weights.Of(first_query + q, static_cast<int64_t>(first) + i);
       }
     }
     WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-      AddWeightedRows<kType>(d, {rows, count, dim}, {tile_weights, kTile}, num_queries, sums);
+      AddWeightedRows<kType>(d, {mine, count, dim, next}, {tile_weights, kTile}, num_queries, sums);
     });
   }
   WithVectorsFor(dim, [&](auto d) HWY_ATTR {
@@ -100,39 +114,39 @@ void AddValues(const ClusterIndex& index, const EstimateWeights& weights, int fi
   });
 }
 
-void AddValues(const ClusterIndex& index, const EstimateWeights& weights, int first_query,
+void AddValues(const ClusterIndex& index, const EstimateParts& parts, int first_query,
                int num_queries, float* output) {
   switch (index.shape.dtype) {
     case DType::kFloat32:
-      return AddValues<DType::kFloat32>(index, weights, first_query, num_queries, output);
+      return AddValues<DType::kFloat32>(index, parts, first_query, num_queries, output);
     case DType::kFloat16:
-      return AddValues<DType::kFloat16>(index, weights, first_query, num_queries, output);
+      return AddValues<DType::kFloat16>(index, parts, first_query, num_queries, output);
     case DType::kBFloat16:
-      return AddValues<DType::kBFloat16>(index, weights, first_query, num_queries, output);
+      return AddValues<DType::kBFloat16>(index, parts, first_query, num_queries, output);
   }
 }
 
 // The weighted sum of all means and values, for some of the queries.
-void AnswerQueries(const EstimateClustersTask& task, const EstimateWeights& weights,
+void AnswerQueries(const EstimateClustersTask& task, const EstimateParts& parts,
                    const Rotation& rotation, int first, int num_queries) {
   const ClusterIndex& index = *task.index;
   const int dim = index.shape.head_dim_v;
   alignas(64) float sums[kQueries * kHeadDimMax];
   for (int q = 0; q < num_queries; ++q) {
     for (int i = 0; i < dim; ++i) {
-      sums[q * dim + i] = weights.of_means(first + q) * index.mean_value[i];
+      sums[q * dim + i] = parts.sums[first + q].of_means * index.mean_value[i];
     }
   }
-  AddMeans(index, index.value_means, index.statistics, weights.clusters(),
-           weights.cluster_weights(first), index.num_clusters, num_queries, sums);
-  AddMeans(index, index.super_value_means, SuperFormat(index.statistics), weights.supers(),
-           weights.super_weights(first), index.num_supers, num_queries, sums);
+  AddMeans(index, index.value_means, index.statistics, parts.clusters,
+           {parts.cluster_weights.data(), index.num_clusters}, first, num_queries, sums);
+  AddMeans(index, index.super_value_means, SuperFormat(index.statistics), parts.supers,
+           {parts.super_weights.data(), index.num_supers}, first, num_queries, sums);
   for (int q = 0; q < num_queries; ++q) rotation.ApplyInverse(sums + q * dim);
-  if (!weights.taken_tokens().empty()) AddValues(index, weights, first, num_queries, sums);
+  if (!parts.taken_tokens.empty()) AddValues(index, parts, first, num_queries, sums);
   float* output = task.output + static_cast<int64_t>(first) * dim;
   std::copy_n(sums, num_queries * dim, output);
   for (int q = 0; q < num_queries; ++q) {
-    const float mass = weights.mass(first + q);
+    const float mass = parts.sums[first + q].mass;
     ScaleRow(output + q * dim, dim, mass > 0.0f ? 1.0f / mass : 0.0f);
   }
 }
@@ -153,102 +167,44 @@ double IgnoredLse(const EstimateClustersTask& task, int query) {
   return lse;
 }
 
-void AddErrors(const EstimateClustersTask& task, const EstimateWeights& weights) {
-  // Grows to the largest index that the thread has seen.
-  thread_local EstimateErrors errors;
-  errors.Load(task);
+void StoreErrors(const EstimateClustersTask& task, const EstimateParts& parts) {
   for (int h = 0; h < task.num_queries; ++h) {
-    const ErrorTerms terms = errors.Compute(task, h, weights);
-    const double answered = terms.missing_mass > 0.0
-                                ? weights.offset(h) + std::log(terms.missing_mass)
-                                : kMinusInfinity;
+    const EstimateParts::Sums& sums = parts.sums[h];
+    const double answered =
+        sums.missing_mass > 0.0 ? sums.offset + std::log(sums.missing_mass) : kMinusInfinity;
     task.missing_lse[h] = static_cast<float>(LogAdd(answered, IgnoredLse(task, h)));
-    const double mass = weights.mass(h);
+    const double mass = sums.mass;
     task.value_variance[h] =
-        mass > 0.0 ? static_cast<float>(terms.value_variance / (mass * mass)) : 0.0f;
+        mass > 0.0 ? static_cast<float>(sums.value_variance / (mass * mass)) : 0.0f;
   }
-}
-
-// Copies logs and returns the greatest of those whose `counts` is not 0.
-float CopyLogs(const float* from, const float* counts, int64_t count, float* to) {
-  const hn::ScalableTag<float> d;
-  const auto n = static_cast<int64_t>(hn::Lanes(d));
-  const auto none = hn::Set(d, kMinusInfinity);
-  auto greatest = none;
-  int64_t i = 0;
-  for (; i + n <= count; i += n) {
-    const auto log = hn::LoadU(d, from + i);
-    const auto is_counted = hn::Ne(hn::LoadU(d, counts + i), hn::Zero(d));
-    greatest = hn::Max(greatest, hn::IfThenElse(is_counted, log, none));
-    hn::StoreU(log, d, to + i);
-  }
-  float most = hn::GetLane(hn::MaxOfLanes(d, greatest));
-  for (; i < count; ++i) {
-    to[i] = from[i];
-    if (counts[i] != 0.0f) most = std::max(most, from[i]);
-  }
-  return most;
-}
-
-void SumSketchClusters(EstimateWeights& weights, int query) {
-  const hn::ScalableTag<float> d;
-  const auto n = static_cast<int64_t>(hn::Lanes(d));
-  const std::vector<int64_t>& clusters = weights.sketch_clusters();
-  const float* left_tokens = weights.left_tokens().data();
-  const float* masses = weights.logs(query).data() + weights.answered().size();
-  EstimateWeights::SketchMass* sums = weights.sketch_masses(query);
-  for (int64_t c = 0; c < weights.num_sketch_clusters(); ++c) {
-    auto whole = hn::Zero(d), left = hn::Zero(d);
-    for (int64_t t = clusters[c]; t < clusters[c + 1]; t += n) {
-      const auto mine = hn::FirstN(d, static_cast<size_t>(clusters[c + 1] - t));
-      const auto mass = hn::IfThenElseZero(mine, hn::LoadU(d, masses + t));
-      whole = hn::Add(whole, mass);
-      left = hn::MulAdd(mass, hn::LoadU(d, left_tokens + t), left);
-    }
-    sums[c] = {hn::GetLane(hn::SumOfLanes(d, whole)), hn::GetLane(hn::SumOfLanes(d, left))};
-  }
-}
-
-void LoadQuery(const EstimateClustersTask& task, int query, EstimateWeights& weights) {
-  const absl::Span<float> logs = weights.logs(query);
-  const int64_t num_clusters = task.index->num_clusters;
-  const int64_t num_tokens = static_cast<int64_t>(logs.size()) - num_clusters;
-  float greatest = CopyLogs(task.log_masses + query * task.log_masses_stride,
-                            weights.answered().data(), num_clusters, logs.data());
-  if (num_tokens > 0) {
-    const float of_tokens =
-        CopyLogs(task.token_logits + query * task.token_stride, weights.left_tokens().data(),
-                 num_tokens, logs.data() + num_clusters);
-    greatest = std::max(greatest, of_tokens);
-  }
-  weights.offset(query) = greatest == kMinusInfinity ? 0.0f : greatest;
-  Exponentials(logs.data(), static_cast<int64_t>(logs.size()), weights.offset(query));
-  SumSketchClusters(weights, query);
 }
 
 void EstimateClustersOf(const EstimateClustersTask& task) {
   // Grows to the largest index that the thread has seen.
-  thread_local EstimateWeights weights;
-  weights.Load(task);
-  for (int h = 0; h < task.num_queries; ++h) LoadQuery(task, h, weights);
-  weights.Compute(task);
+  thread_local EstimateParts parts;
+  parts.Load(task);
+  if (task.missing_lse != nullptr) LoadSpreads(task, parts);
+  for (int q = 0; q < task.num_queries; q += EstimateParts::kBatch) {
+    BatchMasses(task, q, parts).Compute();
+    BatchWeights(task, q, parts).Compute();
+  }
   // Of the last head_dim_v that the thread has seen: to draw the signs takes as long as two rows.
   thread_local std::optional<Rotation> rotation;
   const int dim = task.index->shape.head_dim_v;
   if (!rotation.has_value() || rotation->dim() != dim) rotation.emplace(dim);
   for (int q = 0; q < task.num_queries; q += kQueries) {
-    AnswerQueries(task, weights, *rotation, q, std::min(kQueries, task.num_queries - q));
+    AnswerQueries(task, parts, *rotation, q, std::min(kQueries, task.num_queries - q));
   }
   for (int h = 0; h < task.num_queries; ++h) {
-    const float mass = weights.mass(h);
-    task.lse[h] = mass > 0.0f ? weights.offset(h) + std::log(mass) : kMinusInfinity;
+    const EstimateParts::Sums& sums = parts.sums[h];
+    task.lse[h] = sums.mass > 0.0f ? sums.offset + std::log(sums.mass) : kMinusInfinity;
   }
-  if (task.missing_lse != nullptr) AddErrors(task, weights);
+  if (task.missing_lse != nullptr) StoreErrors(task, parts);
   if (task.num_value_means != nullptr) {
-    *task.num_value_means = static_cast<int64_t>(weights.clusters().size());
+    *task.num_value_means = static_cast<int64_t>(parts.clusters.size());
   }
   if (task.num_super_value_means != nullptr) {
-    *task.num_super_value_means = static_cast<int64_t>(weights.supers().size());
+    *task.num_super_value_means = static_cast<int64_t>(parts.supers.size());
   }
 }
 

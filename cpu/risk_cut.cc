@@ -73,20 +73,23 @@ absl::Span<const float> Risks(const RiskLimit* limit, int num_queries, int64_t c
   return absl::MakeConstSpan(risks.data(), count);
 }
 
-double MustBeRead(const RiskLimit* limit, absl::Span<const float> risks) {
-  if (limit == nullptr) return 0.0;
+double MustBeRead(absl::Span<const float> risks, double limit) {
   double sum = 0.0;
   for (const float risk : risks) sum += risk;
   // Numbers that nothing can be said of are read.
-  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : sum - limit->limit;
+  return std::isnan(sum) ? std::numeric_limits<double>::infinity() : sum - limit;
 }
 
 }  // namespace
 
 RiskCut::RiskCut(const RiskLimit* limit, int num_queries, const float* probabilities, int64_t count)
-    : risks_(Risks(limit, num_queries, count)),
-      cut_(probabilities, static_cast<int64_t>(risks_.size()), MustBeRead(limit, risks_),
-           [&](int64_t i) { return double{risks_[i]}; }) {}
+    : RiskCut(Risks(limit, num_queries, count), limit == nullptr ? 0.0 : limit->limit,
+              probabilities) {}
+
+RiskCut::RiskCut(absl::Span<const float> risks, double limit, const float* probabilities)
+    : risks_(risks),
+      cut_(probabilities, static_cast<int64_t>(risks.size()), MustBeRead(risks, limit),
+           [&](int64_t i) { return double{risks[i]}; }) {}
 
 }  // namespace wavekv::cpu
 #endif  // HWY_ONCE

@@ -15,6 +15,8 @@ namespace wavekv::cpu {
 class RiskCut {
  public:
   RiskCut(const RiskLimit* limit, int num_queries, const float* probabilities, int64_t count);
+  // Of risks that are known, as many as probabilities.
+  RiskCut(absl::Span<const float> risks, double limit, const float* probabilities);
 
   // To be asked once for every item, in index order.
   bool Includes(int64_t item, uint32_t bits) {

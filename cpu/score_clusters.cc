@@ -85,6 +85,8 @@ struct Queries {
 struct TileMeans {
   TileMeans(const StatisticsRows& means, StatisticsFormat format, int dim, int64_t first,
             int64_t end) {
+    // The next tile's. Behind the last rows stand other sections.
+    PrefetchBytes(means.row(first) + kTile * means.row_bytes, kTile * means.row_bytes);
     int64_t last = 0;
     for (int64_t i = 0; i < kTile; ++i) {
       if (first + i < end) {
@@ -116,7 +118,8 @@ void MultiplyTile(const StatisticsRows& means, StatisticsFormat format, int dim,
 void ScoreTile(const ScoreClustersTask& task, const Queries& queries, const float* super_logits,
                int64_t first, int count, int64_t super) {
   const ClusterIndex& index = *task.index;
-  alignas(64) float log_masses[kQueries * kTile] = {};
+  // Those past the end of the tile may be anything.
+  alignas(64) float log_masses[kQueries * kTile];
   MultiplyTile(index.centroids, index.statistics, index.shape.head_dim_k, first, first + count,
                queries, log_masses);
   for (int i = 0; i < count; ++i) {
@@ -199,7 +202,7 @@ void ScoreClustersOf(const ScoreClustersTask& task) {
   for (int first = 0; first < task.num_queries; first += kQueries) {
     queries.Load(task.queries, task.num_queries, index, first);
     for (int64_t s = 0; s < index.num_supers; s += kTile) {
-      alignas(64) float products[kQueries * kTile] = {};
+      alignas(64) float products[kQueries * kTile];
       const int count = MultiplySupers(index, queries, s, products);
       for (int i = 0; i < count; ++i) {
         for (int q = 0; q < queries.count; ++q) {
@@ -217,7 +220,7 @@ void ScoreSupersOf(const ScoreSupersTask& task) {
   for (int first = 0; first < task.num_queries; first += kQueries) {
     queries.Load(task.queries, task.num_queries, index, first);
     for (int64_t s = 0; s < index.num_supers; s += kTile) {
-      alignas(64) float products[kQueries * kTile] = {};
+      alignas(64) float products[kQueries * kTile];
       alignas(64) float rank_scores[kTile], log_sizes[kTile];
       const int count = MultiplySupers(index, queries, s, products);
       for (int i = 0; i < count; ++i) {

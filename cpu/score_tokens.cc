@@ -1,18 +1,21 @@
 #include "cpu/score_tokens.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
 
-// For its count of bits in vectors; other kernels gain nothing from these sets.
-#define HWY_WANT_AVX3_DL
+#include "compute/estimate_clusters.h"
 #include "cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/score_tokens.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/exp-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "hwy/highway.h"
 
@@ -20,162 +23,344 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-constexpr int kWordsMax = (kHeadDimMax + 63) / 64;
-constexpr int kPlanes = 8;    // bits of a query's integers, the last one the sign's
-constexpr int kQueries = 8;   // that share a pass over the codes
-constexpr int kBatch = 64;    // tokens whose products are taken at once
-constexpr int kTwoWords = 2;  // of the head_dims 72 to 128, which have a kernel of their own
+// A query's product with a code is a sum over groups of four elements, each looked up by four bits
+// of the code: sixteen sums fill a block of a vector of bytes, which one instruction looks up for
+// sixteen tokens. (The idea is that of Faiss's "fast scan" of product quantisers.)
+using Bytes = hn::ScalableTag<uint8_t>;
+using Shorts = hn::Repartition<uint16_t, Bytes>;
+using Floats = hn::Repartition<float, Bytes>;
+using V = hn::Vec<Floats>;
 
-// A query in integers, sliced: bit j % 64 of word j / 64 of plane b is bit b of element j.
-struct SlicedQuery {
-  void Load(const float* query, int dim) {
-    float largest = 0.0f, squared = 0.0f;
-    for (int i = 0; i < dim; ++i) {
-      largest = std::max(largest, std::abs(query[i]));
-      squared += query[i] * query[i];
-    }
-    length = std::sqrt(squared);
-    step = largest / 127.0f;
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    std::fill_n(&planes[0][0], kPlanes * kWordsMax, 0);
-    sum = 0;
-    for (int i = 0; i < dim; ++i) {
-      const auto integer = static_cast<int>(std::nearbyint(query[i] * inverse));
-      sum += integer;
-      for (int b = 0; b < kPlanes; ++b) {
-        planes[b][i / 64] |= static_cast<uint64_t>(integer >> b & 1) << (i % 64);
-      }
-    }
-  }
+constexpr int kBlocks = static_cast<int>(hn::MaxLanes(Bytes())) / 16;
+constexpr int kTile = 16 * kBlocks;  // tokens whose products are taken at once
+constexpr int kVectors = 4;          // of fp32, that hold one number a token
+constexpr int kLanes = kTile / kVectors;
+constexpr int kQueries = 8;      // that share a pass over the codes
+constexpr int kChunkBytes = 16;  // of a plane of a code, looked up at once
+constexpr int64_t kAhead = 16;   // clusters whose codes are asked for before they are needed
+constexpr int kGroupsMax = kHeadDimMax / 4;
+constexpr float kExponentMax = 80.0f;
+constexpr float kVarianceMax = 1e36f;
 
-  uint64_t planes[kPlanes][kWordsMax];
-  int64_t sum = 0;  // of all elements
-  float step = 0.0f;
-  float length = 0.0f;
-};
-
-// products[t] = sum_j u_j q_j over the codes of `count` tokens, `words` words a plane.
-void CodeProducts(const uint64_t* codes, int count, int bits, int words, const SlicedQuery& query,
-                  int32_t* products) {
-  for (int t = 0; t < count; ++t) {
-    int product = 0;
-    for (int p = 0; p < bits; ++p, codes += words) {
-      for (int b = 0; b < kPlanes; ++b) {
-        int common = 0;
-        for (int w = 0; w < words; ++w) common += std::popcount(codes[w] & query.planes[b][w]);
-        product += b == kPlanes - 1 ? -(common << (b + p)) : common << (b + p);
-      }
-    }
-    products[t] = product;
-  }
-}
-
-// The same for one plane of two words. Reads whole vectors: behind the codes stand other sections.
-void CodeProductsOfTwoWords(const uint64_t* codes, int count, const SlicedQuery& query,
-                            int32_t* products) {
-  const hn::ScalableTag<uint64_t> d;
-  const int n = static_cast<int>(hn::Lanes(d));
-  hn::Vec<decltype(d)> planes[kPlanes];
-  HWY_UNROLL(8)
-  for (int b = 0; b < kPlanes; ++b) planes[b] = hn::LoadDup128(d, query.planes[b]);
-  alignas(64) uint64_t sums[hn::MaxLanes(hn::ScalableTag<uint64_t>())];
-  for (int t = 0; t < count; t += n / kTwoWords) {
-    const auto code = hn::LoadU(d, codes + t * kTwoWords);
-    const auto common = [&](int b)
-                            HWY_ATTR { return hn::PopulationCount(hn::And(code, planes[b])); };
-    // From the sign down: doubling the sum so far is cheaper than shifting each count.
-    auto sum = hn::Sub(hn::Zero(d), common(kPlanes - 1));
-    HWY_UNROLL(7)
-    for (int b = kPlanes - 2; b >= 0; --b) sum = hn::Add(hn::Add(sum, sum), common(b));
-    hn::Store(sum, d, sums);
-    for (int i = 0; i < n / kTwoWords; ++i) {
-      products[t + i] = static_cast<int32_t>(sums[2 * i] + sums[2 * i + 1]);
-    }
-  }
-}
-
-// What a query's scores are made of beside its products.
+// What a query's scores are made of.
 struct Query {
   void Load(const ScoreTokensTask& task, int h) {
-    const int dim = task.index->shape.head_dim_k;
-    sliced.Load(task.queries + static_cast<int64_t>(h) * dim, dim);
-    noise = CodeNoise(task.index->code_bits) * sliced.length;
-    logit_spread = sliced.length * sliced.length / static_cast<float>(dim);
-    const float middle = static_cast<float>((1 << task.index->code_bits) - 1) / 2.0f;
-    origin = middle * static_cast<float>(sliced.sum);
+    const ClusterIndex& index = *task.index;
+    const int dim = index.shape.head_dim_k;
+    const float* query = task.queries + static_cast<int64_t>(h) * dim;
+    float squared = 0.0f, most = 0.0f;
+    for (int i = 0; i < dim; i += 4) {
+      float magnitudes = 0.0f;
+      for (int j = i; j < i + 4; ++j) {
+        squared += query[j] * query[j];
+        magnitudes += std::abs(query[j]);
+      }
+      most = std::max(most, magnitudes);
+    }
+    step = most / kQueryGroupMax;
+    const float length = std::sqrt(squared);
+    noise = CodeNoise(index.code_bits) * length;
+    logit_spread = length * length / static_cast<float>(dim);
+
+    alignas(64) int32_t integers[kHeadDimMax];
+    const hn::CappedTag<float, 8> d;  // divides every dim
+    const hn::RebindToSigned<decltype(d)> di;
+    const auto inverse = hn::Set(d, most > 0.0f ? kQueryGroupMax / most : 0.0f);
+    for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
+      hn::Store(hn::NearestInt(hn::Mul(hn::LoadU(d, query + i), inverse)), di, integers + i);
+    }
+    int sum = 0, least = 0;
+    for (int g = 0; g < dim / 4; ++g) {
+      least += FillTable(integers + 4 * g, tables[g]);
+      for (int j = 4 * g; j < 4 * g + 4; ++j) sum += integers[j];
+    }
+    const auto code_max = static_cast<float>((1 << index.code_bits) - 1);
+    origin = code_max * (static_cast<float>(sum) / 2.0f - static_cast<float>(least));
   }
 
-  float CentroidLogit(const ScoreTokensTask& task, int64_t cluster, const float* log_masses) const {
-    const float bound = log_masses[cluster] - task.index->log_sizes[cluster];
-    if (task.mass == MassEstimate::kLowerBound) return bound;
-    const float gain = 0.5f * logit_spread * task.index->key_spreads[cluster];
-    return bound - std::min(gain, kLogMassGainMax);
+  // table[bits] = sum of the elements whose bits are set, less the least such sum, which is
+  // returned. The greatest is at most 127, so two fit a byte.
+  static int FillTable(const int32_t* elements, uint8_t* table) {
+    static constexpr uint8_t kBitSet[4][16] = {
+        {0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255},
+        {0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 255, 255},
+        {0, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 255, 255, 255, 255},
+        {0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255}};
+    const hn::FixedTag<uint8_t, 16> d;
+    int least = 0;
+    auto sums = hn::Zero(d);
+    for (int j = 0; j < 4; ++j) {
+      least += std::min(elements[j], 0);
+      const auto element = hn::Set(d, static_cast<uint8_t>(elements[j]));
+      sums = hn::Add(sums, hn::And(element, hn::LoadU(d, kBitSet[j])));
+    }
+    hn::Store(hn::Sub(sums, hn::Set(d, static_cast<uint8_t>(least))), d, table);
+    return least;
   }
 
-  SlicedQuery sliced;
+  // logits [clusters of the index]: products with their centroids.
+  void CentroidLogits(const ScoreTokensTask& task, int h, float* logits) const {
+    const ClusterIndex& index = *task.index;
+    const Floats d;
+    const float* log_masses = task.log_masses + h * task.log_masses_stride;
+    const bool second_order = task.mass == MassEstimate::kSecondOrder;
+    const auto spread = hn::Set(d, 0.5f * logit_spread);
+    const auto gain_max = hn::Set(d, kLogMassGainMax);
+    int64_t i = 0;
+    for (; i + kLanes <= index.num_clusters; i += kLanes) {
+      const auto bound = hn::Sub(hn::LoadU(d, log_masses + i), hn::LoadU(d, index.log_sizes + i));
+      const auto gain = hn::Min(hn::Mul(spread, hn::LoadU(d, index.key_spreads + i)), gain_max);
+      hn::StoreU(second_order ? hn::Sub(bound, gain) : bound, d, logits + i);
+    }
+    for (; i < index.num_clusters; ++i) {
+      const float gain = std::min(0.5f * logit_spread * index.key_spreads[i], kLogMassGainMax);
+      logits[i] = log_masses[i] - index.log_sizes[i] - (second_order ? gain : 0.0f);
+    }
+  }
+
+  alignas(64) uint8_t tables[kGroupsMax][16];
+  float step;
   float noise;
   float logit_spread;
-  float origin;  // the product with a code whose elements are all in the middle
+  float origin;  // what sums of tables exceed integer products by, where a code has middle elements
 };
 
-// Scores `count` tokens of a cluster from `token` on; their results lie at `at` of each row.
-void ScoreBatch(const ScoreTokensTask& task, const Query* queries, int first, int num_queries,
-                int64_t cluster, int64_t token, int count, int64_t at) {
-  const ClusterIndex& index = *task.index;
-  const int words = static_cast<int>(CodeWords(index.shape.head_dim_k));
-  const uint64_t* codes = index.codes + token * index.code_words();
-  const hn::CappedTag<float, 16> d;
-  const hn::Rebind<int32_t, decltype(d)> di;
-  const int n = static_cast<int>(hn::Lanes(d));
-  alignas(64) float factors[kBatch];
-  for (int t = 0; t < count; t += n) {
-    const auto* from = reinterpret_cast<const std::byte*>(index.code_factors + token + t);
-    hn::Store(LoadFloat16(d, from), d, factors + t);
+// Asks for a cluster's codes and factors. Clusters lie apart, and to wait for each of them takes
+// longer than to look all of its tokens up.
+void PrefetchCodes(const ClusterIndex& index, int64_t cluster) {
+  const int64_t token = index.offsets[cluster], count = index.cluster_size(cluster);
+  const auto words = static_cast<int64_t>(index.code_words());
+  const auto prefetch = [](const auto* from, const auto* end) {
+    for (const auto* line = reinterpret_cast<const std::byte*>(from);
+         line < reinterpret_cast<const std::byte*>(end); line += 64) {
+      __builtin_prefetch(line, 0, 3);
+    }
+  };
+  prefetch(index.codes + token * words, index.codes + (token + count) * words);
+  prefetch(index.code_factors + token, index.code_factors + token + count);
+}
+
+// Some tokens, of one cluster or several. Arrays have room for the vector that a store may begin
+// at the tile's last token.
+struct Tile {
+  int count = 0;
+  const std::byte* codes[kTile];
+  alignas(64) float factors[kTile + kLanes];
+  alignas(64) float variances[kTile + kLanes];
+  alignas(64) float centroid_logits[kQueries][kTile + kLanes];
+  alignas(64) float products[kQueries][kTile];
+
+  // Tokens [token, token + added) of a cluster. of_clusters [num_queries, clusters of the index]:
+  // logits of centroids.
+  void Add(const ScoreTokensTask& task, const float* of_clusters, int num_queries, int64_t cluster,
+           int64_t token, int added) {
+    const ClusterIndex& index = *task.index;
+    const Floats d;
+    const int64_t code_bytes = index.code_words() * static_cast<int64_t>(sizeof(uint64_t));
+    const auto* code = reinterpret_cast<const std::byte*>(index.codes) + token * code_bytes;
+    for (int i = 0; i < added; ++i) codes[count + i] = code + i * code_bytes;
+    // Reads whole vectors: behind the factors stand other sections.
+    for (int i = 0; i < added; i += kLanes) {
+      const auto* from = reinterpret_cast<const std::byte*>(index.code_factors + token + i);
+      hn::StoreU(LoadFloat16(d, from), d, factors + count + i);
+    }
+    const auto fill = [&](float value, float* to) HWY_ATTR {
+      for (int i = 0; i < added; i += kLanes) hn::StoreU(hn::Set(d, value), d, to + count + i);
+    };
+    for (int q = 0; q < num_queries; ++q) {
+      fill(of_clusters[q * index.num_clusters + cluster], centroid_logits[q]);
+    }
+    if (task.risk != nullptr) {
+      fill(std::min(TokenVariance(index, cluster), kVarianceMax), variances);
+    }
+    count += added;
   }
+};
+
+// Where a token's bytes stand among those of its tile, so that sums leave the lanes of 16 bits in
+// the order of tokens: those of even bytes first.
+struct Places {
+  constexpr Places() {
+    for (int t = 0; t < kTile; ++t) {
+      const int row = 2 * (t % 8) + t / (kTile / 2), block = t % (kTile / 2) / 8;
+      offsets[t] = static_cast<uint16_t>(row * kTile + block * 16);
+    }
+  }
+  uint16_t offsets[kTile] = {};
+};
+constexpr Places kPlaces;
+
+// `columns`: byte b of a chunk of all codes of the tile, for every b of the chunk.
+template <size_t kBytes>
+HWY_INLINE void TransposeChunk(const Tile& tile, int64_t first_byte,
+                               hn::Vec<Bytes> (&columns)[kChunkBytes]) {
+  const Bytes d;
+  alignas(64) uint8_t rows[16 * kTile];
+  if (kBytes < kChunkBytes) std::memset(rows, 0, sizeof(rows));
+  for (int t = 0; t < kTile; ++t) {
+    std::memcpy(rows + kPlaces.offsets[t], tile.codes[t] + first_byte, kBytes);
+  }
+  // Each round halves the distance of a byte's row from its column.
+  hn::Vec<Bytes> other[16];
+  HWY_UNROLL(16)
+  for (int i = 0; i < 16; ++i) columns[i] = hn::Load(d, rows + i * kTile);
+  const auto shuffle = [&](const hn::Vec<Bytes>* from, hn::Vec<Bytes>* to) HWY_ATTR {
+    HWY_UNROLL(8)
+    for (int i = 0; i < 8; ++i) {
+      to[2 * i] = hn::InterleaveLower(d, from[i], from[i + 8]);
+      to[2 * i + 1] = hn::InterleaveUpper(d, from[i], from[i + 8]);
+    }
+  };
+  shuffle(columns, other);
+  shuffle(other, columns);
+  shuffle(columns, other);
+  shuffle(other, columns);
+}
+
+// products = or, unless they are the first, += weight times the sums that `tables`, two for each of
+// `num_columns`, hold for the columns.
+HWY_INLINE void AddLookups(const hn::Vec<Bytes> (&columns)[kChunkBytes], int num_columns,
+                           const uint8_t (*tables)[16], float weight, bool first, float* products) {
+  const Bytes d;
+  const Shorts d16;
+  const Floats df;
+  const hn::RebindToSigned<Floats> di;
+  const hn::Half<Shorts> half;
+  const auto low_bits = hn::Set(d, 15);
+  auto both = hn::Zero(d16), odd = hn::Zero(d16);  // of even bytes, 256 times those of odd bytes
+  for (int c = 0; c < num_columns; ++c) {
+    const auto low = hn::And(columns[c], low_bits);
+    const auto high =
+        hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, columns[c]))), low_bits);
+    const auto sums =
+        hn::BitCast(d16, hn::Add(hn::TableLookupBytes(hn::LoadDup128(d, tables[2 * c]), low),
+                                 hn::TableLookupBytes(hn::LoadDup128(d, tables[2 * c + 1]), high)));
+    both = hn::Add(both, sums);
+    odd = hn::Add(odd, hn::ShiftRight<8>(sums));
+  }
+  const auto even = hn::Sub(both, hn::ShiftLeft<8>(odd));
+  const auto scale = hn::Set(df, weight);
+  const auto add = [&](auto sums, float* to) HWY_ATTR {
+    const auto before = first ? hn::Zero(df) : hn::Load(df, to);
+    hn::Store(hn::MulAdd(hn::ConvertTo(df, hn::PromoteTo(di, sums)), scale, before), df, to);
+  };
+  add(hn::LowerHalf(half, even), products);
+  add(hn::UpperHalf(half, even), products + kLanes);
+  add(hn::LowerHalf(half, odd), products + 2 * kLanes);
+  add(hn::UpperHalf(half, odd), products + 3 * kLanes);
+}
+
+void MultiplyCodes(const ClusterIndex& index, const Query* queries, int num_queries, Tile& tile) {
+  const int plane_bytes = index.shape.head_dim_k / 8;
+  const int plane_stride = static_cast<int>(CodeWords(index.shape.head_dim_k)) * 8;
+  std::fill(tile.codes + tile.count, tile.codes + kTile, tile.codes[0]);
+  hn::Vec<Bytes> columns[kChunkBytes];
+  for (int p = 0; p < index.code_bits; ++p) {
+    for (int first = 0; first < plane_bytes; first += kChunkBytes) {
+      const int64_t first_byte = int64_t{p} * plane_stride + first;
+      if (plane_stride - first >= kChunkBytes) {
+        TransposeChunk<kChunkBytes>(tile, first_byte, columns);
+      } else {
+        TransposeChunk<kChunkBytes / 2>(tile, first_byte, columns);
+      }
+      const int num_columns = std::min(plane_bytes - first, kChunkBytes);
+      for (int q = 0; q < num_queries; ++q) {
+        AddLookups(columns, num_columns, queries[q].tables + 2 * first, static_cast<float>(1 << p),
+                   p == 0 && first == 0, tile.products[q]);
+      }
+    }
+  }
+}
+
+// Stores a tile's numbers; behind them stand others.
+void StoreTile(const float* numbers, int count, float* to) {
+  const Floats d;
+  if (count < kTile) {
+    std::copy_n(numbers, count, to);
+    return;
+  }
+  for (int t = 0; t < kTile; t += kLanes) hn::StoreU(hn::Load(d, numbers + t), d, to + t);
+}
+
+// Logits of a tile whose results lie at `at` of each row, and what the queries add to its shares
+// and risks.
+void FinishTile(const ScoreTokensTask& task, const Query* queries, int first_query, int num_queries,
+                int64_t at, const Tile& tile) {
+  const Floats d;
+  alignas(64) float logits[kTile], shares[kTile] = {}, risks[kTile] = {};
+  if (first_query > 0 && task.shares != nullptr) {
+    std::copy_n(task.shares + at, tile.count, shares);
+  }
+  if (first_query > 0 && task.risk != nullptr) std::copy_n(task.risks + at, tile.count, risks);
+  const V most = hn::Set(d, kExponentMax);
   for (int q = 0; q < num_queries; ++q) {
-    const Query& query = queries[q];
-    alignas(64) int32_t products[kBatch];
-    if (words == kTwoWords && index.code_bits == 1) {
-      CodeProductsOfTwoWords(codes, count, query.sliced, products);
-    } else {
-      CodeProducts(codes, count, index.code_bits, words, query.sliced, products);
+    const int h = first_query + q;
+    const V step = hn::Set(d, queries[q].step), origin = hn::Set(d, queries[q].origin);
+    const V noise = hn::Set(d, queries[q].noise);
+    const bool counts =
+        task.shares != nullptr && task.log_totals[h] != -std::numeric_limits<float>::infinity();
+    const V total = hn::Set(d, counts ? task.log_totals[h] : 0.0f);
+    for (int t = 0; t < kTile; t += kLanes) {
+      const V factor = hn::Load(d, tile.factors + t);
+      const V product = hn::Mul(hn::Sub(hn::Load(d, tile.products[q] + t), origin), step);
+      const V logit = hn::MulAdd(factor, product, hn::Load(d, tile.centroid_logits[q] + t));
+      hn::Store(logit, d, logits + t);
+      const V score = hn::MulAdd(noise, factor, logit);
+      if (counts) {
+        const V share = Exp(d, hn::Min(hn::Sub(score, total), most));
+        hn::Store(hn::Add(hn::Load(d, shares + t), share), d, shares + t);
+      }
+      if (task.risk != nullptr) {
+        const V log_share = hn::Sub(score, hn::Set(d, task.risk->lses[h]));
+        const V square = Exp(d, hn::Min(hn::Add(log_share, log_share), most));
+        const V inverse = hn::Set(d, task.risk->inverse_squares[h]);
+        const V risk = hn::Min(hn::Mul(square, hn::Mul(hn::Load(d, tile.variances + t), inverse)),
+                               hn::Set(d, std::numeric_limits<float>::max()));
+        hn::Store(hn::Max(hn::Load(d, risks + t), risk), d, risks + t);
+      }
     }
-    const float* log_masses = task.log_masses + (first + q) * task.log_masses_stride;
-    const float centroid_logit = query.CentroidLogit(task, cluster, log_masses);
-    float* logits = task.logits + (first + q) * task.stride + at;
-    float* rank_scores = task.rank_scores + (first + q) * task.stride + at;
-    alignas(64) float batch_logits[kBatch], batch_scores[kBatch];
-    const auto origin = hn::Set(d, query.origin), step = hn::Set(d, query.sliced.step);
-    const auto centroid = hn::Set(d, centroid_logit), noise = hn::Set(d, query.noise);
-    for (int t = 0; t < count; t += n) {
-      const auto product =
-          hn::Mul(hn::Sub(hn::ConvertTo(d, hn::Load(di, products + t)), origin), step);
-      const auto factor = hn::Load(d, factors + t);
-      const auto logit = hn::MulAdd(factor, product, centroid);
-      hn::Store(logit, d, batch_logits + t);
-      hn::Store(hn::MulAdd(noise, factor, logit), d, batch_scores + t);
-    }
-    std::copy_n(batch_logits, count, logits);
-    std::copy_n(batch_scores, count, rank_scores);
+    StoreTile(logits, tile.count, task.logits + h * task.stride + at);
   }
+  if (task.shares != nullptr) StoreTile(shares, tile.count, task.shares + at);
+  if (task.risk != nullptr) StoreTile(risks, tile.count, task.risks + at);
 }
 
 void ScoreTokensOf(const ScoreTokensTask& task) {
   const ClusterIndex& index = *task.index;
+  if (task.num_clusters == 0) return;
   Query queries[kQueries];
+  Tile tile;
+  // Grows to the largest index that the thread has seen.
+  thread_local std::vector<float> of_clusters;
+  of_clusters.resize(kQueries * index.num_clusters);
   for (int first = 0; first < task.num_queries; first += kQueries) {
     const int num_queries = std::min(kQueries, task.num_queries - first);
-    for (int q = 0; q < num_queries; ++q) queries[q].Load(task, first + q);
+    for (int q = 0; q < num_queries; ++q) {
+      queries[q].Load(task, first + q);
+      queries[q].CentroidLogits(task, first + q, of_clusters.data() + q * index.num_clusters);
+    }
     int64_t at = 0;
+    const auto flush = [&]() HWY_ATTR {
+      MultiplyCodes(index, queries, num_queries, tile);
+      FinishTile(task, queries, first, num_queries, at, tile);
+      at += tile.count;
+      tile.count = 0;
+    };
+    for (int64_t i = 0; i < std::min(kAhead, task.num_clusters); ++i) {
+      PrefetchCodes(index, task.clusters[i]);
+    }
     for (int64_t i = 0; i < task.num_clusters; ++i) {
+      if (i + kAhead < task.num_clusters) PrefetchCodes(index, task.clusters[i + kAhead]);
       const int64_t cluster = task.clusters[i];
       const int64_t end = index.offsets[cluster + 1];
-      for (int64_t token = index.offsets[cluster]; token < end; token += kBatch) {
-        const int count = static_cast<int>(std::min<int64_t>(kBatch, end - token));
-        ScoreBatch(task, queries, first, num_queries, cluster, token, count, at);
-        at += count;
+      for (int64_t token = index.offsets[cluster]; token < end;) {
+        const int added = static_cast<int>(std::min<int64_t>(kTile - tile.count, end - token));
+        tile.Add(task, of_clusters.data(), num_queries, cluster, token, added);
+        token += added;
+        if (tile.count == kTile) flush();
       }
     }
+    if (tile.count > 0) flush();
   }
 }
 

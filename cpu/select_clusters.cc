@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -25,8 +26,10 @@ void SumProbabilities(const SelectClustersTask& task) {
   for (int h = 0; h < task.num_queries; ++h) {
     const float* scores = task.scores + h * task.stride;
     const float max = Greatest(scores, task.num_clusters);
+    if (task.log_totals != nullptr) task.log_totals[h] = max;
     if (max == -std::numeric_limits<float>::infinity()) continue;
     const float mass = MassAbove(max, scores, task.num_clusters);
+    if (task.log_totals != nullptr) task.log_totals[h] = max + std::log(mass);
     AddShares(scores, task.num_clusters, max, mass, task.probabilities);
   }
   // What has a score at all ranks before what has none.

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "compute/estimate_clusters.h"
+#include "compute/score_tokens.h"
 #include "cuda/estimate_rows.h"
 #include "cuda/kernel.h"
 
@@ -88,7 +89,6 @@ struct View {
   const uint32_t* offsets;
   const float* log_masses;
   const float* token_logits;
-  const float* token_rank_scores;
   int64_t log_masses_stride;
   int64_t token_stride;
   const uint8_t* chosen;
@@ -100,7 +100,7 @@ struct View {
 };
 
 WAVEKV_DEVICE View ViewOf(const EstimateClustersTask& task, int first_query, int num_queries) {
-  const bool tokens = task.token_logits != nullptr, scores = task.token_rank_scores != nullptr;
+  const bool tokens = task.token_logits != nullptr;
   return {&task,
           task.index,
           first_query,
@@ -110,7 +110,6 @@ WAVEKV_DEVICE View ViewOf(const EstimateClustersTask& task, int first_query, int
           task.index->offsets,
           task.log_masses + first_query * task.log_masses_stride,
           tokens ? task.token_logits + first_query * task.token_stride : nullptr,
-          scores ? task.token_rank_scores + first_query * task.token_stride : nullptr,
           task.log_masses_stride,
           task.token_stride,
           task.chosen,
@@ -330,6 +329,9 @@ WAVEKV_DEVICE void WeighSketchClusters(const View& view, int num_sketch_clusters
                                        Totals<kQueries>& totals) {
   const int lane = LaneIndex() % kGroup;
   const float* value_spreads = view.index->value_spreads;
+  // Times |q|^2 / head_dim_k and a factor's square, half the variance of a logit.
+  const float noise = CodeNoise(view.index->code_bits);
+  const float doubt_scale = 0.5f * noise * noise * view.index->shape.head_dim_k;
   for (int base = WarpIndex() * kGroupsOfWarp; base < num_sketch_clusters; base += kGroups) {
     const int c = base + LaneIndex() / kGroup;
     const bool active = c < num_sketch_clusters;
@@ -338,11 +340,14 @@ WAVEKV_DEVICE void WeighSketchClusters(const View& view, int num_sketch_clusters
     const uint32_t end = active ? work.first_tokens[c + 1] : 0;
     const float spread =
         active && view.errors ? Min(kTokenVariance * value_spreads[cluster], kVarianceMax) : 0.0f;
+    const uint16_t* const factors = view.index->code_factors + view.offsets[cluster];
     float whole[kQueries] = {}, left[kQueries] = {};
     int num_chosen = 0;
     for (uint32_t t = begin + lane; t < end; t += kGroup) {
       const bool is_chosen = view.chosen[t] != 0;
       num_chosen += is_chosen;
+      const float factor = view.errors ? HalfToFloat(factors[t - begin]) : 0.0f;
+      const float doubt = factor * factor * doubt_scale;
       WAVEKV_UNROLL
       for (int q = 0; q < kQueries; ++q) {
         if (q >= view.num_queries) break;
@@ -353,8 +358,7 @@ WAVEKV_DEVICE void WeighSketchClusters(const View& view, int num_sketch_clusters
         if (is_chosen) continue;
         left[q] += mass;
         if (view.errors) {
-          const float noise = view.token_rank_scores[at] - logit;
-          const float gain = Min(noise * noise * 0.5f, kLogMassGainMax);
+          const float gain = Min(doubt * shared.logit_spreads[q], kLogMassGainMax);
           totals.missing[q] = MulAdd(kDoubt * mass, gain, totals.missing[q]);
           totals.variances[q] = MulAdd(mass * mass, spread, totals.variances[q]);
         }

@@ -213,7 +213,6 @@ WAVEKV_KERNEL ListChosenKernel(StepOptions options, StepBounds bounds, StepBuffe
   if (options.zones == Zones::kSketch) {
     const int64_t at = number * bounds.group * bounds.sketch_tokens + tokens_before[begin];
     task.token_logits = buffers.token_logits + at;
-    task.token_rank_scores = buffers.token_scores + at;
     task.token_stride = bounds.sketch_tokens;
     task.chosen = chosen + tokens_before[begin];
     task.chosen_values = values + before;

@@ -64,19 +64,24 @@ WAVEKV_DEVICE void MeasureHeads(const float* queries, int count, int dim, int co
                                 HeadNumbers* heads) {
   for (int h = WarpIndex(); h < count; h += BlockWarps()) {
     const float* query = queries + h * dim;
-    float largest = 0.0f, squared = 0.0f, sum = 0.0f;
-    for (int i = LaneIndex(); i < dim; i += kWarp) {
-      largest = Max(largest, Abs(query[i]));
-      squared = MulAdd(query[i], query[i], squared);
+    float most = 0.0f, squared = 0.0f, sum = 0.0f;
+    for (int g = LaneIndex(); g < dim / 4; g += kWarp) {
+      float magnitudes = 0.0f;
+      WAVEKV_UNROLL
+      for (int i = 4 * g; i < 4 * g + 4; ++i) {
+        magnitudes += Abs(query[i]);
+        squared = MulAdd(query[i], query[i], squared);
+      }
+      most = Max(most, magnitudes);
     }
-    largest = MaxOfWarp(largest);
+    most = MaxOfWarp(most);
     squared = SumOfWarp(squared);
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const float inverse = most > 0.0f ? kQueryGroupMax / most : 0.0f;
     for (int i = LaneIndex(); i < dim; i += kWarp) sum += IntegerOf(query[i], inverse);
     sum = SumOfWarp(sum);
     if (LaneIndex() > 0) continue;
     const float middle = static_cast<float>((1 << code_bits) - 1) / 2.0f;
-    heads[h] = {inverse, largest / 127.0f, middle * sum, CodeNoise(code_bits) * Sqrt(squared),
+    heads[h] = {inverse, most / kQueryGroupMax, middle * sum, CodeNoise(code_bits) * Sqrt(squared),
                 squared / static_cast<float>(dim)};
   }
 }

@@ -233,6 +233,8 @@ TEST_P(EngineZonesTest, OpeningFewerSuperClustersReadsFewerBytes) {
   const std::vector<float> queries = RandomQueries(1);
   AttendOptions options;
   options.sketch = Budget::Ratio(0.05);
+  // Nothing but statistics, of which the same rows are read.
+  options.retrieval = Budget::Tokens(1);
   int64_t bytes = Attend(0, queries, options).stats.bytes_read;
   for (const double open : {0.5, 0.0}) {
     options.open = Budget::Ratio(open);

@@ -6,6 +6,8 @@
 #include <limits>
 #include <vector>
 
+#include "compute/score_tokens.h"
+#include "storage/float16.h"
 #include "tests/cpu/backend_fixture.h"
 #include "tests/cpu/random_index.h"
 
@@ -27,7 +29,6 @@ struct Given {
   const float* masses;  // logs, per cluster
   const std::vector<Zone>& zones;
   const float* logits;  // per token of the sketch zone
-  const float* scores;
   const std::vector<uint8_t>& chosen;
   MassEstimate mass;
 };
@@ -170,8 +171,9 @@ class NaiveEstimate {
         if (zone == Zone::kSketch) {
           for (int64_t t = 0; t < index_.cluster_size(i); ++t, ++token) {
             if (given_.chosen[token] != 0) continue;
-            const double noise = static_cast<double>(given_.scores[token]) - given_.logits[token];
-            missing += kDoubt * TokenMass(token) * std::min<double>(noise * noise / 2, 3.0);
+            const double factor = Float16ToFloat32(index_.code_factors[index_.offsets[i] + t]);
+            const double noise = CodeNoise(index_.code_bits) * factor;
+            missing += kDoubt * TokenMass(token) * std::min<double>(q2 * noise * noise / 2, 3.0);
             variance += kTokenVariance * std::pow(TokenMass(token), 2) * index_.value_spreads[i];
           }
         } else if (zone == Zone::kIgnored) {
@@ -248,8 +250,6 @@ class EstimateClustersTest : public BackendFixture {
       if (zones[i] == Zone::kSketch) num_tokens_ += index.index().cluster_size(i);
     }
     logits_ = random.Gaussians(num_queries * num_tokens_, deviation);
-    scores_ = logits_;
-    for (float& score : scores_) score += std::fabs(random.Gaussian());
     chosen_.clear();
     // Some clusters are chosen whole, most tokens are not.
     const auto percent = static_cast<int>(random.Integer(0, 1) * 80 + 10);
@@ -279,7 +279,6 @@ class EstimateClustersTest : public BackendFixture {
                                        .mass = mass,
                                        .zones = zones.data(),
                                        .token_logits = logits_.data(),
-                                       .token_rank_scores = scores_.data(),
                                        .token_stride = num_tokens_,
                                        .chosen = chosen_.data(),
                                        .chosen_values = values.data(),
@@ -289,9 +288,8 @@ class EstimateClustersTest : public BackendFixture {
                                        .value_variance = with_errors ? variance.data() : nullptr};
     ASSERT_TRUE(backend().EstimateClusters({&task, 1}).ok());
     for (int h = 0; h < num_queries; ++h) {
-      const NaiveEstimate naive(
-          index, {&queries[h * dim_k], &masses[h * stride], zones, logits_.data() + h * num_tokens_,
-                  scores_.data() + h * num_tokens_, chosen_, mass});
+      const NaiveEstimate naive(index, {&queries[h * dim_k], &masses[h * stride], zones,
+                                        logits_.data() + h * num_tokens_, chosen_, mass});
       const Estimate& expected = naive.estimate();
       if (std::isinf(expected.lse)) {
         EXPECT_EQ(lse[h], -kInfinity);
@@ -330,7 +328,6 @@ class EstimateClustersTest : public BackendFixture {
 
   int64_t num_tokens_ = 0;
   std::vector<float> logits_;
-  std::vector<float> scores_;
   std::vector<uint8_t> chosen_;
 };
 
@@ -398,7 +395,7 @@ TEST_F(EstimateClustersTest, WhatIsReadMayBeFarHeavierThanTheRest) {
   DrawTokens(random, index, zones, 1, 1.0f);
   chosen_.assign(num_tokens_, 0);
   chosen_[0] = 1;
-  logits_[0] = scores_[0] = 300.0f;
+  logits_[0] = 300.0f;
   ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
 }
 

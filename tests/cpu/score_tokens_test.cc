@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
+#include "compute/estimate_clusters.h"
 #include "storage/float16.h"
 #include "tests/cpu/backend_fixture.h"
 #include "tests/cpu/random_index.h"
@@ -14,6 +16,17 @@ namespace {
 
 class ScoreTokensTest : public BackendFixture {
  protected:
+  // The step of a query's integers.
+  static double Step(const float* query, int dim) {
+    double most = 0.0;
+    for (int d = 0; d < dim; d += 4) {
+      double magnitudes = 0.0;
+      for (int k = d; k < d + 4; ++k) magnitudes += std::fabs(query[k]);
+      most = std::max(most, magnitudes);
+    }
+    return most / 125;
+  }
+
   // Scores some clusters and compares with the contract's formulas.
   void ExpectRight(Random& random, int dim, int code_bits, int num_queries, MassEstimate mass) {
     SCOPED_TRACE(::testing::Message()
@@ -31,9 +44,17 @@ class ScoreTokensTest : public BackendFixture {
       num_tokens += index.cluster_size(i);
     }
     const int64_t stride = num_tokens + 3;
+    std::vector<float> totals = random.Gaussians(num_queries, 2.0f);
+    if (num_queries > 2) totals[1] = -std::numeric_limits<float>::infinity();
+    const std::vector<float> lses = random.Gaussians(num_queries),
+                             squares = random.Gaussians(num_queries);
+    std::vector<float> inverse_squares;
+    for (const float x : squares) inverse_squares.push_back(x * x);
+    const TokenRisk risk = {lses.data(), inverse_squares.data()};
     ForEachTarget([&] {
       std::vector<float> logits = Poison(num_queries * stride);
-      std::vector<float> scores = Poison(num_queries * stride);
+      std::vector<float> shares = Poison(stride), risks = Poison(stride);
+      std::vector<double> want_shares(num_tokens), want_risks(num_tokens);
       const ScoreTokensTask task = {.queries = queries.data(),
                                     .num_queries = num_queries,
                                     .index = &index,
@@ -43,17 +64,17 @@ class ScoreTokensTest : public BackendFixture {
                                     .clusters = clusters.data(),
                                     .num_clusters = static_cast<int64_t>(clusters.size()),
                                     .logits = logits.data(),
-                                    .rank_scores = scores.data(),
-                                    .stride = stride};
+                                    .stride = stride,
+                                    .log_totals = totals.data(),
+                                    .shares = shares.data(),
+                                    .risk = &risk,
+                                    .risks = risks.data()};
       ASSERT_TRUE(backend().ScoreTokens({&task, 1}).ok());
       for (int h = 0; h < num_queries; ++h) {
         const float* query = &queries[h * dim];
-        double squared = 0.0, largest = 0.0;
-        for (int d = 0; d < dim; ++d) {
-          squared += static_cast<double>(query[d]) * query[d];
-          largest = std::max<double>(largest, std::fabs(query[d]));
-        }
-        const double step = largest / 127;
+        double squared = 0.0;
+        for (int d = 0; d < dim; ++d) squared += static_cast<double>(query[d]) * query[d];
+        const double step = Step(query, dim);
         int64_t at = h * stride;
         for (const uint32_t cluster : clusters) {
           double centroid = log_masses[h * 45 + cluster] - std::log(index.cluster_size(cluster));
@@ -74,11 +95,25 @@ class ScoreTokensTest : public BackendFixture {
             const double tolerance =
                 1e-5 * (factor * magnitude + 20) + factor * step * (1 << code_bits) * 0.51;
             ASSERT_NEAR(logits[at], centroid + factor * product, tolerance) << h << " " << t;
-            ASSERT_NEAR(scores[at] - logits[at], CodeNoise(code_bits) * std::sqrt(squared) * factor,
-                        1e-4 * (1 + std::fabs(scores[at])));
+            const double score = logits[at] + CodeNoise(code_bits) * std::sqrt(squared) * factor;
+            const int64_t token = at - h * stride;
+            if (!std::isinf(totals[h])) {
+              want_shares[token] += std::exp(std::min(score - totals[h], 80.0));
+            }
+            const double variance =
+                std::min<double>(TokenVariance(index, cluster), 1e36) * inverse_squares[h];
+            want_risks[token] = std::max(
+                want_risks[token], variance * std::exp(std::min(2.0 * (score - lses[h]), 80.0)));
           }
         }
         for (; at < (h + 1) * stride; ++at) ASSERT_TRUE(std::isnan(logits[at]));
+      }
+      for (int64_t t = 0; t < num_tokens; ++t) {
+        ASSERT_NEAR(shares[t], want_shares[t], 1e-4 * want_shares[t] + 1e-37) << t;
+        ASSERT_NEAR(risks[t], want_risks[t], 2e-4 * want_risks[t] + 1e-37) << t;
+      }
+      for (int64_t t = num_tokens; t < stride; ++t) {
+        ASSERT_TRUE(std::isnan(shares[t]) && std::isnan(risks[t]));
       }
     });
   }
@@ -112,7 +147,7 @@ TEST_F(ScoreTokensTest, EveryInstructionSetGivesTheSameNumbers) {
   const int64_t num_tokens = index.index().num_tokens;
   std::vector<float> first;
   ForEachTarget([&] {
-    std::vector<float> logits = Poison(num_tokens), scores = Poison(num_tokens);
+    std::vector<float> logits = Poison(num_tokens);
     const ScoreTokensTask task = {.queries = query.data(),
                                   .num_queries = 1,
                                   .index = &index.index(),
@@ -121,7 +156,6 @@ TEST_F(ScoreTokensTest, EveryInstructionSetGivesTheSameNumbers) {
                                   .clusters = clusters.data(),
                                   .num_clusters = 30,
                                   .logits = logits.data(),
-                                  .rank_scores = scores.data(),
                                   .stride = num_tokens};
     ASSERT_TRUE(backend().ScoreTokens({&task, 1}).ok());
     if (first.empty()) first = logits;

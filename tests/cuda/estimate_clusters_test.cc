@@ -31,7 +31,6 @@ struct Given {
   int64_t num_tokens = 0;
   int64_t token_stride = 0;
   std::vector<float> logits;
-  std::vector<float> scores;
   std::vector<uint8_t> chosen;
   bool with_errors = true;
   bool with_counts = true;
@@ -100,8 +99,6 @@ class EstimateClustersOnGpu : public GpuFixture {
     }
     given.token_stride = given.num_tokens + random.Integer(0, 5);
     given.logits = random.Gaussians(given.num_queries * given.token_stride, c.deviation);
-    given.scores = given.logits;
-    for (float& score : given.scores) score += std::fabs(random.Gaussian());
     given.chosen.clear();
     for (int64_t t = 0; t < given.num_tokens; ++t) {
       given.chosen.push_back(random.Integer(0, 99) < c.percent_chosen);
@@ -140,7 +137,6 @@ class EstimateClustersOnGpu : public GpuFixture {
         .mass = given.mass,
         .zones = given.zones.data(),
         .token_logits = tokens ? given.logits.data() : nullptr,
-        .token_rank_scores = tokens ? given.scores.data() : nullptr,
         .token_stride = given.token_stride,
         .chosen = given.chosen.data(),
         .chosen_values = values.data(),
@@ -168,7 +164,6 @@ class EstimateClustersOnGpu : public GpuFixture {
         .mass = given.mass,
         .zones = Upload(given.zones),
         .token_logits = tokens ? Upload(given.logits) : nullptr,
-        .token_rank_scores = tokens && given.with_errors ? Upload(given.scores) : nullptr,
         .token_stride = given.token_stride,
         .chosen = tokens ? Upload(given.chosen) : nullptr,
         .chosen_values = tokens ? Upload(ChosenValues(given, rows)) : nullptr,

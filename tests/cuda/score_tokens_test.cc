@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "storage/float16.h"
 #include "tests/cpu/random_index.h"
 #include "tests/cuda/gpu_fixture.h"
 #include "tests/testing/random.h"
@@ -34,9 +35,10 @@ class ScoreTokensOnGpu : public GpuFixture {
         if (h % 4 == 2) std::fill_n(query, dim, 0.0f);
         if (h % 4 != 3) continue;
         // In steps of 1, between two integers.
-        for (int d = 0; d < dim; ++d)
-          query[d] = static_cast<float>(random.Integer(-127, 126)) + .5f;
-        query[random.Integer(0, dim - 1)] = random.Integer(0, 1) == 0 ? 127.0f : -127.0f;
+        for (int d = 0; d < dim; ++d) query[d] = static_cast<float>(random.Integer(-30, 29)) + .5f;
+        float* const most = query + random.Integer(0, dim / 4 - 1) * 4;
+        std::fill_n(most, 4, 0.0f);
+        most[random.Integer(0, 3)] = random.Integer(0, 1) == 0 ? 125.0f : -125.0f;
       }
     }
 
@@ -50,6 +52,30 @@ class ScoreTokensOnGpu : public GpuFixture {
       int64_t sum = 0;
       for (const uint32_t cluster : clusters) sum += index.index().cluster_size(cluster);
       return sum;
+    }
+
+    // Of all tokens in the order of results.
+    std::vector<double> Factors() const {
+      std::vector<double> factors;
+      for (const uint32_t cluster : clusters) {
+        for (int64_t t = index.index().offsets[cluster]; t < index.index().offsets[cluster + 1];
+             ++t) {
+          factors.push_back(Float16ToFloat32(index.index().code_factors[t]));
+        }
+      }
+      return factors;
+    }
+
+    // Of all queries, times a factor the noise of a logit.
+    std::vector<double> Noises() const {
+      const int dim = index.index().shape.head_dim_k;
+      std::vector<double> noises;
+      for (int h = 0; h < num_queries; ++h) {
+        double squared = 0.0;
+        for (int d = 0; d < dim; ++d) squared += std::pow(queries[h * dim + d], 2);
+        noises.push_back(CodeNoise(index.index().code_bits) * std::sqrt(squared));
+      }
+      return noises;
     }
 
     RandomIndex index;
@@ -98,14 +124,15 @@ class ScoreTokensOnGpu : public GpuFixture {
       const int64_t size = task.num_queries * task.stride;
       const std::vector<float> got_logits = Download(task.logits, size);
       const std::vector<float> got_scores = Download(task.rank_scores, size);
-      std::vector<float> logits(size, std::nanf("")), scores(size, std::nanf(""));
+      std::vector<float> logits(size, std::nanf(""));
       task.queries = of.queries.data();
       task.index = &of.index.index();
       task.log_masses = of.log_masses.data();
       task.clusters = of.clusters.data();
       task.logits = logits.data();
-      task.rank_scores = scores.data();
+      task.rank_scores = nullptr;
       Expect(cpu().ScoreTokens({&task, 1}));
+      const std::vector<double> factors = of.Factors(), noises = of.Noises();
       // Integers are the same; what is left are the roundings of a few sums. A query's element in
       // the next integer would make a difference of 2^-8 of what it adds.
       for (int64_t at = 0; at < size; ++at) {
@@ -115,7 +142,8 @@ class ScoreTokensOnGpu : public GpuFixture {
         }
         ASSERT_NEAR(got_logits[at], logits[at], 1e-6 * (20 + std::fabs(logits[at])))
             << at / task.stride << " " << at % task.stride;
-        ASSERT_NEAR(got_scores[at], scores[at], 1e-6 * (20 + std::fabs(scores[at])))
+        const double noise = noises[at / task.stride] * factors[at % task.stride];
+        ASSERT_NEAR(got_scores[at], logits[at] + noise, 1e-6 * (20 + std::fabs(logits[at]) + noise))
             << at / task.stride << " " << at % task.stride;
       }
     }

@@ -89,7 +89,7 @@ class NaiveBackend : public Backend {
   absl::Status SelectClusters(absl::Span<const SelectClustersTask>) override { return Missing(); }
   absl::Status RotateRows(absl::Span<const RotateRowsTask>) override { return Missing(); }
   absl::Status ScoreTokens(absl::Span<const ScoreTokensTask>) override { return Missing(); }
-  absl::Status SelectTokens(absl::Span<const SelectTokensTask>) override { return Missing(); }
+  absl::Status ChooseTokens(absl::Span<const ChooseTokensTask>) override { return Missing(); }
   absl::Status AttendRows(absl::Span<const AttendRowsTask>) override { return Missing(); }
   absl::Status EstimateClusters(absl::Span<const EstimateClustersTask>) override {
     return Missing();

@@ -24,7 +24,7 @@ def gpu_test(name, deps = [], tags = [], **kwargs):
     # The first tag is what tools/gpu_check.sh looks for; the second has them run under sanitizers.
     cc_test(
         name = name,
-        tags = tags + ["gpu", "storage"],
+        tags = tags + ["gpu"],
         deps = [
             ":" + name + _CASES,
             "@usr//:gtest_main",

@@ -45,6 +45,9 @@ inline void LoadSpreads(const EstimateClustersTask& task, EstimateParts& parts) 
   const float noise = CodeNoise(index.code_bits);
   const V scale = hn::Set(d, 0.5f * noise * noise);
   const auto* sketch = parts.sketch_clusters.data();
+  // Factors lie apart, and are asked for some clusters ahead.
+  constexpr size_t kAhead = 16;
+  size_t listed = 0;
   for (int64_t s = 0; s < index.num_supers; ++s) {
     const int64_t first = index.super_offsets[s], last = index.super_offsets[s + 1];
     const V spread = hn::Set(d, index.super_value_spreads[s]);
@@ -52,6 +55,11 @@ inline void LoadSpreads(const EstimateClustersTask& task, EstimateParts& parts) 
     if (parts.remainders[s] == Remainder::kWhole) continue;
     for (int64_t i = first; i < last; ++i) {
       if (task.zones[i] != Zone::kSketch) continue;
+      if (++listed + kAhead < parts.clusters.size()) {
+        const uint32_t ahead = parts.clusters[listed + kAhead];
+        PrefetchBytes(reinterpret_cast<const std::byte*>(index.code_factors + index.offsets[ahead]),
+                      64);
+      }
       const V variance = hn::Set(d, std::min(TokenVariance(index, i), kErrorVarianceMax));
       // Reads whole vectors: behind the factors stand other sections.
       const uint16_t* factors = index.code_factors + index.offsets[i] - sketch->first_token;

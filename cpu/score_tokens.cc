@@ -126,18 +126,15 @@ struct Query {
 };
 
 // Asks for a cluster's codes and factors. Clusters lie apart, and to wait for each of them takes
-// longer than to look all of its tokens up.
-void PrefetchCodes(const ClusterIndex& index, int64_t cluster) {
+// longer than to look all of its tokens up. Inlined, or the compiler takes calls for idle and
+// leaves them out.
+HWY_INLINE void PrefetchCodes(const ClusterIndex& index, int64_t cluster) {
   const int64_t token = index.offsets[cluster], count = index.cluster_size(cluster);
   const auto words = static_cast<int64_t>(index.code_words());
-  const auto prefetch = [](const auto* from, const auto* end) {
-    for (const auto* line = reinterpret_cast<const std::byte*>(from);
-         line < reinterpret_cast<const std::byte*>(end); line += 64) {
-      __builtin_prefetch(line, 0, 3);
-    }
-  };
-  prefetch(index.codes + token * words, index.codes + (token + count) * words);
-  prefetch(index.code_factors + token, index.code_factors + token + count);
+  PrefetchBytes(reinterpret_cast<const std::byte*>(index.codes + token * words),
+                count * words * static_cast<int64_t>(sizeof(uint64_t)));
+  PrefetchBytes(reinterpret_cast<const std::byte*>(index.code_factors + token),
+                count * static_cast<int64_t>(sizeof(uint16_t)));
 }
 
 // Some tokens, of one cluster or several. Arrays have room for the vector that a store may begin

@@ -1,5 +1,6 @@
 // miss_deadline: rows that come too late or damaged are answered from their clusters' statistics.
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -72,6 +73,15 @@ std::vector<Way> Ways() {
   return ways;
 }
 
+// Up to the rounding of partial states: what is read besides is cut into pieces by all that was to
+// be read.
+void ExpectNear(const std::vector<float>& got, const std::vector<float>& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_NEAR(got[i], want[i], 1e-6 * (0.1 + std::fabs(want[i]))) << i;
+  }
+}
+
 class TierDeadlineTest : public ::testing::TestWithParam<int> {
  protected:
   TierDeadlineTest()
@@ -101,7 +111,7 @@ TEST_P(TierDeadlineTest, RowsThatComeTooLateAreAnsweredAsIfTheyHadNotBeenChosen)
   EXPECT_EQ(late->stats.tokens_retrieved, 0);
   EXPECT_EQ(late->stats.tokens_degraded, full.stats.tokens_retrieved);
   EXPECT_EQ(late->stats.tokens_exact + late->stats.tokens_estimated, late->stats.tokens_visible);
-  EXPECT_EQ(late->numbers, nothing.numbers);
+  ExpectNear(late->numbers, nothing.numbers);
   EXPECT_NE(late->numbers, full.numbers);
   EXPECT_GT(late->stats.error_estimate_mean, 0.0);
 
@@ -145,7 +155,7 @@ TEST_P(TierDeadlineTest, DamagedRowsAreDegradedWithADeadlineAndFailTheCallWithou
   const auto degraded = Ask(engine, tiered_.sequence, options);
   ASSERT_TRUE(degraded.ok()) << degraded.status();
   EXPECT_GT(degraded->stats.tokens_degraded, 0);
-  EXPECT_EQ(degraded->numbers, nothing.numbers);
+  ExpectNear(degraded->numbers, nothing.numbers);
   // What is to be attended exactly cannot be.
   AttendOptions exact = AttendOptions::Exact();
   exact.miss_deadline = absl::Seconds(600);

@@ -234,6 +234,19 @@ void StreamRead(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * setup.kv_bytes());
 }
 
+// As many bytes as a tenth of those, in pieces at random places.
+void RandomRead(benchmark::State& state) {
+  const Setup setup(state);
+  const Layer layer(setup);
+  const int64_t piece_bytes = state.range(5), num_pieces = setup.kv_bytes() / 10 / piece_bytes;
+  const std::unique_ptr<Executor> pool = MakeThreadPool(NumThreads());
+  const absl::Span<const std::byte> bytes(layer.data(), setup.kv_bytes());
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(bench::RandomRead(bytes, num_pieces, piece_bytes, *pool));
+  }
+  state.SetBytesProcessed(state.iterations() * num_pieces * piece_bytes);
+}
+
 constexpr int64_t kBf16 = static_cast<int64_t>(DType::kBFloat16);
 constexpr int64_t kFp16 = static_cast<int64_t>(DType::kFloat16);
 constexpr int64_t kFp32 = static_cast<int64_t>(DType::kFloat32);
@@ -266,6 +279,13 @@ BENCHMARK(StreamRead)
     ->Unit(benchmark::kMillisecond)
     ->UseRealTime()
     ->Args({131072, 8, 128, 4, kBf16});
+BENCHMARK(RandomRead)
+    ->ArgNames({"tokens", "kv_heads", "head_dim", "gqa", "dtype", "piece_bytes"})
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime()
+    ->Args({131072, 8, 128, 4, kBf16, 64})
+    ->Args({131072, 8, 128, 4, kBf16, 256})
+    ->Args({131072, 8, 128, 4, kBf16, 4096});
 BENCHMARK(DecodeDense)->Apply(DecodeArgs)->Apply(CachedArgs);
 BENCHMARK(DecodeClusters)->Apply(DecodeArgs);
 BENCHMARK(PrefillChunk)->Apply(PrefillArgs);

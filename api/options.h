@@ -22,7 +22,7 @@ struct IndexOptions {
   int64_t update_tokens = 1024;   // cut while tokens are generated; divides segment_tokens
   int tokens_per_cluster = 16;    // average
   int cluster_tokens_max = 64;    // larger clusters are split (the paper has no cap)
-  int kmeans_iterations = 2;      // after seeding; docs/wave_index.md says why not 10
+  int kmeans_iterations = 2;      // a round fewer than clusters get; docs/wave_index.md
   int64_t sink_tokens = 4;        // first tokens of a sequence, always attended exactly
   int64_t window_tokens = 64;     // last tokens of a sequence, never sealed
   // Neighbouring segments that were cut while tokens were generated are merged, once they reach

@@ -8,7 +8,7 @@
 
 namespace wavekv {
 
-// What tells which tokens a step with a target has to read (select_tokens.h). Shapes: both
+// What tells which tokens a step with a target has to read (choose_tokens.h). Shapes: both
 // [num_queries].
 struct TokenRisk {
   const float* lses = nullptr;             // of all tokens, as far as they are known

@@ -20,7 +20,27 @@ constexpr int64_t kQueryBlock = 256;
 // batch.
 constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
 
+// Rows that are answered by zones, times kv heads, that are listed before they are answered.
+constexpr size_t kZoneRowsMax = 4096;
+
 }  // namespace
+
+void AddStats(const AttendStats& part, AttendStats* stats) {
+  stats->tokens_visible += part.tokens_visible;
+  stats->tokens_exact += part.tokens_exact;
+  stats->tokens_retrieved += part.tokens_retrieved;
+  stats->tokens_sketched += part.tokens_sketched;
+  stats->tokens_estimated += part.tokens_estimated;
+  stats->tokens_degraded += part.tokens_degraded;
+  stats->clusters_scored += part.clusters_scored;
+  stats->clusters_retrieved += part.clusters_retrieved;
+  stats->bytes_dense += part.bytes_dense;
+  stats->bytes_read += part.bytes_read;
+  stats->estimated_mass_mean += part.estimated_mass_mean;
+  stats->estimated_mass_max = std::max(stats->estimated_mass_max, part.estimated_mass_max);
+  stats->error_estimate_mean += part.error_estimate_mean;
+  stats->error_estimate_max = std::max(stats->error_estimate_max, part.error_estimate_max);
+}
 
 BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
   // Longer ones overflow the clock.
@@ -29,21 +49,25 @@ BlockReader::TimePoint DeadlineAfter(absl::Duration wait) {
                          : std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(wait);
 }
 
-AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-                       Executor& executor, AttendWorkspace& workspace, StepObserver& observer,
-                       int layer, BlockFetch* fetch, BlockReader::TimePoint deadline)
+AttendStep::AttendStep(const ModelSpec& model, const AttendOptions& options,
+                       const StepMachine& machine, AttendWorkspace& workspace,
+                       StepObserver& observer, int layer, BlockFetch* fetch,
+                       BlockReader::TimePoint deadline)
     : model_(model),
       options_(options),
-      backend_(backend),
-      executor_(executor),
+      machine_(machine),
+      executor_(machine.executor),
+      backend_(machine.backend),
       ws_(workspace),
-      observer_(observer),
+      batch_(workspace.batch),
+      observer_(&observer),
       layer_(layer),
       group_(model.gqa_group_size()),
       kv_bytes_(model.key_row_bytes() + model.value_row_bytes()),
-      deadline_(deadline) {
+      deadline_(deadline),
+      has_tiers_(fetch != nullptr) {
   ws_.rows.Begin(fetch);
-  for (const SequenceView& view : ws_.views) num_rows_ += view.num_rows;
+  for (const SequenceView& view : batch_.views) num_rows_ += view.num_rows;
 }
 
 absl::Status AttendStep::LoadQueries(const TensorView& queries) {
@@ -51,12 +75,13 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
   // What a call left behind that failed half-way.
   ClearExact();
   ClearUnits();
-  ws_.queries.resize(queries.num_rows * model_.num_q_heads * model_.head_dim_k);
+  ws_.zone_rows.clear();
+  batch_.queries.resize(queries.num_rows * model_.num_q_heads * model_.head_dim_k);
   ws_.convert_tasks.clear();
-  ws_.finite.assign(ws_.views.size() * model_.num_q_heads, {});
+  ws_.finite.assign(batch_.views.size() * model_.num_q_heads, {});
   const int64_t element_bytes = DTypeBytes(queries.dtype);
-  for (size_t sequence = 0; sequence < ws_.views.size(); ++sequence) {
-    const SequenceView& view = ws_.views[sequence];
+  for (size_t sequence = 0; sequence < batch_.views.size(); ++sequence) {
+    const SequenceView& view = batch_.views[sequence];
     // Strides of a tensor without rows mean nothing: they are not computed with.
     if (view.num_rows == 0) continue;
     for (int head = 0; head < model_.num_q_heads; ++head) {
@@ -66,7 +91,7 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
           (view.first_row * queries.row_stride + head * queries.head_stride) * element_bytes;
       task.source_dtype = queries.dtype;
       task.source_stride = queries.row_stride;
-      task.target = ws_.queries.data() +
+      task.target = batch_.queries.data() +
                     (FirstState(view, head / group_, 0) + head % group_) * model_.head_dim_k;
       task.target_stride = int64_t{group_} * model_.head_dim_k;
       task.num_rows = view.num_rows;
@@ -88,11 +113,11 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
 }
 
 absl::Status AttendStep::Attend(AttendStats* stats) {
-  ws_.outputs.resize(num_rows_ * model_.num_q_heads * model_.head_dim_v);
-  ws_.lses.resize(num_rows_ * model_.num_q_heads);
-  ws_.errors.assign(num_rows_ * model_.num_q_heads, 0.0f);
+  batch_.outputs.resize(num_rows_ * model_.num_q_heads * model_.head_dim_v);
+  batch_.lses.resize(num_rows_ * model_.num_q_heads);
+  batch_.errors.assign(num_rows_ * model_.num_q_heads, 0.0f);
 
-  for (const SequenceView& view : ws_.views) {
+  for (const SequenceView& view : batch_.views) {
     // Later rows see more: the exact ones, if any, come first.
     int64_t row = 0;
     while (row < view.num_rows && IsExact(view, row)) AccountExactRow(view, row++, stats);
@@ -101,20 +126,96 @@ absl::Status AttendStep::Attend(AttendStats* stats) {
       WAVEKV_RETURN_IF_ERROR(FlushExact());
     }
     for (; row < view.num_rows; ++row) {
-      AddUnits(view, row);
-      if (static_cast<int64_t>(ws_.clusters.sizes.size()) * group_ > kPartialFloatsMax) {
+      for (int head = 0; head < model_.num_kv_heads; ++head) {
+        ws_.zone_rows.push_back({&view, row, head});
+      }
+      if (ws_.zone_rows.size() >= kZoneRowsMax) {
         WAVEKV_RETURN_IF_ERROR(FlushExact());
-        WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
+        WAVEKV_RETURN_IF_ERROR(FlushZoneRows(stats));
       }
     }
   }
   WAVEKV_RETURN_IF_ERROR(FlushExact());
-  WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
+  WAVEKV_RETURN_IF_ERROR(FlushZoneRows(stats));
   stats->rows += num_rows_;
   const double heads = static_cast<double>(num_rows_) * model_.num_q_heads;
   if (heads > 0) {
     stats->estimated_mass_mean /= heads;
     stats->error_estimate_mean /= heads;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttendStep::FlushZoneRows(AttendStats* stats) {
+  if (SharesOutZoneRows()) {
+    WAVEKV_RETURN_IF_ERROR(AnswerInLanes(stats));
+  } else {
+    for (const ZoneRow& zone_row : ws_.zone_rows) {
+      AddUnit(zone_row);
+      if (static_cast<int64_t>(ws_.clusters.sizes.size()) * group_ > kPartialFloatsMax) {
+        WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
+      }
+    }
+    WAVEKV_RETURN_IF_ERROR(FlushUnits(stats));
+  }
+  ws_.zone_rows.clear();
+  return absl::OkStatus();
+}
+
+// Whether a worker takes one (row, kv head) from its queries to its output, and then the next: what
+// is computed on the way stays in the worker's cache. Otherwise workers share each stage of all of
+// them, which keeps all busy where rows are few or differ in length, and with tiers rows are read
+// while others are ranked.
+bool AttendStep::SharesOutZoneRows() const {
+  if (has_tiers_ || ws_.zone_rows.empty()) return false;
+  const auto num_workers = static_cast<int64_t>(executor_.num_workers());
+  int64_t total = 0, longest = 0;
+  for (const ZoneRow& zone_row : ws_.zone_rows) {
+    const int64_t length = zone_row.view->VisibleEnd(zone_row.row);
+    total += length;
+    longest = std::max(longest, length);
+  }
+  const auto num_rows = static_cast<int64_t>(ws_.zone_rows.size());
+  const bool even = num_rows % num_workers == 0 && total == num_rows * longest;
+  return even || total >= 2 * num_workers * longest;
+}
+
+AttendStep::AttendStep(const AttendStep& parent, AttendWorkspace& lane, StepObserver* observer)
+    : model_(parent.model_),
+      options_(parent.options_),
+      machine_(parent.machine_),
+      executor_(parent.machine_.own_thread),
+      backend_(parent.machine_.own_thread_backend),
+      ws_(lane),
+      batch_(parent.batch_),
+      observer_(observer),
+      layer_(parent.layer_),
+      group_(parent.group_),
+      kv_bytes_(parent.kv_bytes_),
+      deadline_(parent.deadline_),
+      has_tiers_(false),
+      num_rows_(parent.num_rows_) {
+  // What a call left behind that failed half-way.
+  ClearUnits();
+  ws_.rows.Begin(/*fetch=*/nullptr);
+}
+
+absl::Status AttendStep::AnswerInLanes(AttendStats* stats) {
+  while (ws_.lanes.size() < static_cast<size_t>(executor_.num_workers())) {
+    ws_.lanes.push_back(std::make_unique<AttendWorkspace>());
+  }
+  // Of each row, so that sums do not depend on which worker answered it.
+  ws_.lane_stats.assign(ws_.zone_rows.size(), AttendStats());
+  ws_.lane_statuses.assign(ws_.zone_rows.size(), absl::OkStatus());
+  executor_.ParallelFor(static_cast<int64_t>(ws_.zone_rows.size()), [&](int64_t i, int worker) {
+    // Phases are those of one worker: they take place at the same time.
+    AttendStep lane(*this, *ws_.lanes[worker], worker == 0 ? observer_ : nullptr);
+    lane.AddUnit(ws_.zone_rows[i]);
+    ws_.lane_statuses[i] = lane.FlushUnits(&ws_.lane_stats[i]);
+  });
+  for (size_t i = 0; i < ws_.zone_rows.size(); ++i) {
+    WAVEKV_RETURN_IF_ERROR(ws_.lane_statuses[i]);
+    AddStats(ws_.lane_stats[i], stats);
   }
   return absl::OkStatus();
 }
@@ -171,12 +272,12 @@ absl::Status AttendStep::FlushExact() {
   WAVEKV_RETURN_IF_ERROR(AttendParts());
 
   const PhaseSpan span = Span(Phase::kMerge);
-  ws_.states.clear();
+  ws_.merge_states.clear();
   ws_.merge_tasks.clear();
   for (const ExactPart& part : ws_.exact_parts) {
     if (part.first_partial < 0) continue;
-    ws_.states.push_back({ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v,
-                          ws_.partial_lses.data() + part.first_partial});
+    ws_.merge_states.push_back({ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v,
+                                ws_.partial_lses.data() + part.first_partial});
   }
   size_t next_state = 0;
   for (size_t first = 0; first < ws_.exact_parts.size();) {
@@ -187,10 +288,11 @@ absl::Status AttendStep::FlushExact() {
              ws_.exact_parts[last].first_state == part.first_state) {
         ++last;
       }
-      ws_.merge_tasks.push_back({absl::MakeConstSpan(ws_.states).subspan(next_state, last - first),
-                                 part.num_queries, model_.head_dim_v,
-                                 ws_.outputs.data() + part.first_state * model_.head_dim_v,
-                                 ws_.lses.data() + part.first_state});
+      ws_.merge_tasks.push_back(
+          {absl::MakeConstSpan(ws_.merge_states).subspan(next_state, last - first),
+           part.num_queries, model_.head_dim_v,
+           batch_.outputs.data() + part.first_state * model_.head_dim_v,
+           batch_.lses.data() + part.first_state});
       next_state += last - first;
     }
     first = last;
@@ -242,17 +344,17 @@ absl::Status AttendStep::AttendPiecesInWork() {
       const ExactPart& part = ws_.exact_parts[i];
       const bool only = part.first_partial < 0;
       AttendRowsTask task;
-      task.queries = ws_.queries.data() + part.first_state * model_.head_dim_k;
+      task.queries = batch_.queries.data() + part.first_state * model_.head_dim_k;
       task.num_queries = part.num_queries;
       if (part.first_visible_end >= 0) {
         task.visible_end = ws_.visible_ends.data() + part.first_visible_end;
       }
       task.shape = {model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
       task.ranges = ws_.rows.ranges(piece);
-      task.output = only ? ws_.outputs.data() + part.first_state * model_.head_dim_v
+      task.output = only ? batch_.outputs.data() + part.first_state * model_.head_dim_v
                          : ws_.partial_outputs.data() + part.first_partial * model_.head_dim_v;
-      task.lse =
-          only ? ws_.lses.data() + part.first_state : ws_.partial_lses.data() + part.first_partial;
+      task.lse = only ? batch_.lses.data() + part.first_state
+                      : ws_.partial_lses.data() + part.first_partial;
       ws_.attend_tasks.push_back(task);
     }
   }
@@ -319,7 +421,7 @@ void AttendStep::AccountExactRow(const SequenceView& view, int64_t row, AttendSt
 void AttendStep::StorePerHead(const std::vector<float>& states, float scale,
                               const PerHeadView& to) const {
   if (to.data == nullptr) return;
-  for (const SequenceView& view : ws_.views) {
+  for (const SequenceView& view : batch_.views) {
     for (int head = 0; head < model_.num_q_heads; ++head) {
       for (int64_t row = 0; row < view.num_rows; ++row) {
         to.data[(view.first_row + row) * to.row_stride + head * to.head_stride] =
@@ -332,16 +434,16 @@ void AttendStep::StorePerHead(const std::vector<float>& states, float scale,
 absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const PerHeadView& lse,
                                       const PerHeadView& error_estimate) {
   const PhaseSpan span = Span(Phase::kStore);
-  StorePerHead(ws_.lses, options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f, lse);
-  StorePerHead(ws_.errors, 1.0f, error_estimate);
+  StorePerHead(batch_.lses, options_.lse_base == LseBase::k2 ? 1.0f / std::log(2.0f) : 1.0f, lse);
+  StorePerHead(batch_.errors, 1.0f, error_estimate);
   ws_.convert_tasks.clear();
   const int64_t element_bytes = DTypeBytes(output.dtype);
-  for (const SequenceView& view : ws_.views) {
+  for (const SequenceView& view : batch_.views) {
     if (view.num_rows == 0) continue;
     for (int head = 0; head < model_.num_q_heads; ++head) {
       const int64_t first_state = FirstState(view, head / group_, 0) + head % group_;
       ConvertRowsTask task;
-      task.source = ws_.outputs.data() + first_state * model_.head_dim_v;
+      task.source = batch_.outputs.data() + first_state * model_.head_dim_v;
       task.source_stride = int64_t{group_} * model_.head_dim_v;
       task.target =
           static_cast<std::byte*>(output.data) +

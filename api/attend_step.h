@@ -3,6 +3,7 @@
 #define WAVEKV_API_ATTEND_STEP_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -100,18 +101,35 @@ struct ExactPart {
   int64_t next = -1;           // part of the same piece
 };
 
-// Buffers of a step, grown to the largest layer seen and reused. Each call pins the segments and
-// chunks of its views anew, which copies two short lists of references a sequence.
-struct AttendWorkspace {
+// What goes into a step and comes out of it. Each call pins the segments and chunks of its views
+// anew, which copies two short lists of references a sequence.
+struct StepBatch {
   std::vector<SequenceView> views;
 
   // Rows regrouped by (sequence, kv head, row, head of the group), so that the queries that share
   // keys are neighbours: [num_states, head_dim_k], [num_states, head_dim_v] and [num_states].
   std::vector<float> queries;
-  std::vector<float> rotated_queries;  // of the units, in their order
   std::vector<float> outputs;
   std::vector<float> lses;
   std::vector<float> errors;  // estimated
+};
+
+// A row that is answered by zones, for one kv head.
+struct ZoneRow {
+  const SequenceView* view = nullptr;
+  int64_t row = 0;  // within the sequence
+  int kv_head = 0;
+};
+
+// Buffers of a step, grown to the largest layer seen and reused.
+struct AttendWorkspace {
+  StepBatch batch;
+
+  std::vector<ZoneRow> zone_rows;
+  // Of each worker that answers rows by zones on its own, with what the rows add to the stats.
+  std::vector<std::unique_ptr<AttendWorkspace>> lanes;
+  std::vector<AttendStats> lane_stats;
+  std::vector<absl::Status> lane_statuses;
 
   // Exact attention.
   std::vector<ExactPart> exact_parts;
@@ -127,6 +145,7 @@ struct AttendWorkspace {
 
   // Zones.
   std::vector<ZoneUnit> units;
+  std::vector<float> rotated_queries;  // of the units, in their order
   std::vector<const ClusterIndex*> indexes;
   std::vector<const SealedHead*> heads;  // of the indexes
   RankedLevel supers;
@@ -170,14 +189,26 @@ struct AttendWorkspace {
   std::vector<ChooseTokensTask> choose_tokens_tasks;
   std::vector<AttendRowsTask> attend_tasks;
   std::vector<EstimateClustersTask> estimate_tasks;
-  std::vector<AttentionState> states;
+  std::vector<AttentionState> merge_states;
   std::vector<MergeStatesTask> merge_tasks;
 };
+
+// Adds what a (row, kv head) contributes; means are sums until a step is over.
+void AddStats(const AttendStats& part, AttendStats* stats);
 
 // When a miss_deadline that begins now is over.
 BlockReader::TimePoint DeadlineAfter(absl::Duration wait);
 
-// Answers the queries of a batch whose layer is pinned in workspace.views.
+// What a step runs on.
+struct StepMachine {
+  Executor& executor;
+  Backend& backend;  // on its workers
+  // The same on the thread that calls, while all workers are at work.
+  Executor& own_thread;
+  Backend& own_thread_backend;
+};
+
+// Answers the queries of a batch whose layer is pinned in workspace.batch.views.
 //
 // A row is attended exactly when the budget is everything or no sealed segment lies wholly before
 // it; otherwise by zones: rank clusters, attend the steady and the retrieval zone, estimate the
@@ -185,14 +216,14 @@ BlockReader::TimePoint DeadlineAfter(absl::Duration wait);
 class AttendStep {
  public:
   // `fetch`: reads the tiers of sealed rows, where there are any; nullptr: see StepRows::Begin.
-  AttendStep(const ModelSpec& model, const AttendOptions& options, Backend& backend,
-             Executor& executor, AttendWorkspace& workspace, StepObserver& observer, int layer,
-             BlockFetch* fetch, BlockReader::TimePoint deadline);
+  AttendStep(const ModelSpec& model, const AttendOptions& options, const StepMachine& machine,
+             AttendWorkspace& workspace, StepObserver& observer, int layer, BlockFetch* fetch,
+             BlockReader::TimePoint deadline);
 
   // Converts and scales the queries into the workspace. INVALID_ARGUMENT for NaN or infinity.
   absl::Status LoadQueries(const TensorView& queries);
 
-  // Fills workspace.outputs, lses and errors; adds to *stats.
+  // Fills the batch's outputs, lses and errors; adds to *stats.
   absl::Status Attend(AttendStats* stats);
 
   // Ranks only: the retrieval zone of every (row, kv head), in that order.
@@ -215,7 +246,14 @@ class AttendStep {
   absl::Status FlushExact();
   void ClearExact();
 
-  void AddUnits(const SequenceView& view, int64_t row);
+  // A worker's part of `parent`: rows of its batch, on the worker's thread alone.
+  AttendStep(const AttendStep& parent, AttendWorkspace& lane, StepObserver* observer);
+  // Answers zone_rows, and clears them.
+  absl::Status FlushZoneRows(AttendStats* stats);
+  bool SharesOutZoneRows() const;
+  absl::Status AnswerInLanes(AttendStats* stats);
+
+  void AddUnit(const ZoneRow& zone_row);
   // Decides what the units read. `ranked`: list the retrieval or sketch zone best first, not only
   // mark it.
   absl::Status RankUnits(bool ranked);
@@ -266,7 +304,7 @@ class AttendStep {
     AddStates(group.first_part, static_cast<int64_t>(group.num_pieces));
   }
   absl::Status MergeUnits();
-  void AccountUnit(const ZoneUnit& unit, AttendStats* stats);
+  AttendStats AccountUnit(const ZoneUnit& unit);
   int64_t IndexBytesRead(const ZoneUnit& unit) const;
   double PredictError(const ZoneUnit& unit, int query) const;
   void ClearUnits();
@@ -275,14 +313,17 @@ class AttendStep {
 
   const ModelSpec& model_;
   const AttendOptions& options_;
-  Backend& backend_;
+  const StepMachine& machine_;
   Executor& executor_;
+  Backend& backend_;
   AttendWorkspace& ws_;
-  StepObserver& observer_;
+  StepBatch& batch_;
+  StepObserver* const observer_;
   const int layer_;
   const int group_;
   const int64_t kv_bytes_;  // K and V of one token and kv head
   const BlockReader::TimePoint deadline_;
+  const bool has_tiers_;
   int64_t num_rows_ = 0;       // of the batch
   absl::Span<ZoneUnit> wave_;  // units that are ranked or answered together
 };

@@ -9,38 +9,36 @@
 
 namespace wavekv {
 
-void AttendStep::AddUnits(const SequenceView& view, int64_t row) {
-  const int64_t visible_end = view.VisibleEnd(row);
-  for (int head = 0; head < model_.num_kv_heads; ++head) {
-    ZoneUnit unit;
-    unit.view = &view;
-    unit.row = row;
-    unit.kv_head = head;
-    unit.visible_end = visible_end;
-    unit.first_state = FirstState(view, head, row);
-    unit.first_index = static_cast<int64_t>(ws_.indexes.size());
-    unit.first_super = ws_.supers.size();
-    unit.first_cluster = ws_.clusters.size();
-    for (size_t i = 0; i < view.pins.size(); ++i) {
-      if (!view.AnswersByZones(i, visible_end)) continue;
-      const SealedHead& sealed = view.pins[i].sealed->heads[head];
-      const ClusterIndex& index = sealed.index;
-      ws_.heads.push_back(&sealed);
-      ws_.indexes.push_back(&index);
-      unit.sealed_tokens += index.num_tokens;
-      for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
-        ws_.clusters.sizes.push_back(static_cast<uint32_t>(index.cluster_size(cluster)));
-      }
-      if (OpensAll()) continue;
-      for (int64_t super = 0; super < index.num_supers; ++super) {
-        ws_.supers.sizes.push_back(static_cast<uint32_t>(index.super_size(super)));
-      }
+void AttendStep::AddUnit(const ZoneRow& zone_row) {
+  const SequenceView& view = *zone_row.view;
+  ZoneUnit unit;
+  unit.view = &view;
+  unit.row = zone_row.row;
+  unit.kv_head = zone_row.kv_head;
+  unit.visible_end = view.VisibleEnd(zone_row.row);
+  unit.first_state = FirstState(view, zone_row.kv_head, zone_row.row);
+  unit.first_index = static_cast<int64_t>(ws_.indexes.size());
+  unit.first_super = ws_.supers.size();
+  unit.first_cluster = ws_.clusters.size();
+  for (size_t i = 0; i < view.pins.size(); ++i) {
+    if (!view.AnswersByZones(i, unit.visible_end)) continue;
+    const SealedHead& sealed = view.pins[i].sealed->heads[zone_row.kv_head];
+    const ClusterIndex& index = sealed.index;
+    ws_.heads.push_back(&sealed);
+    ws_.indexes.push_back(&index);
+    unit.sealed_tokens += index.num_tokens;
+    for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
+      ws_.clusters.sizes.push_back(static_cast<uint32_t>(index.cluster_size(cluster)));
     }
-    unit.num_indexes = static_cast<int64_t>(ws_.indexes.size()) - unit.first_index;
-    unit.num_supers = ws_.supers.size() - unit.first_super;
-    unit.num_clusters = ws_.clusters.size() - unit.first_cluster;
-    ws_.units.push_back(unit);
+    if (OpensAll()) continue;
+    for (int64_t super = 0; super < index.num_supers; ++super) {
+      ws_.supers.sizes.push_back(static_cast<uint32_t>(index.super_size(super)));
+    }
   }
+  unit.num_indexes = static_cast<int64_t>(ws_.indexes.size()) - unit.first_index;
+  unit.num_supers = ws_.supers.size() - unit.first_super;
+  unit.num_clusters = ws_.clusters.size() - unit.first_cluster;
+  ws_.units.push_back(unit);
 }
 
 int64_t AttendStep::AddParts(int64_t num_parts) {
@@ -77,7 +75,7 @@ absl::Status AttendStep::FlushUnits(AttendStats* stats) {
   wave_ = ranked;
   WAVEKV_RETURN_IF_ERROR(AnswerUnits());
   WAVEKV_RETURN_IF_ERROR(MergeUnits());
-  for (const ZoneUnit& unit : ws_.units) AccountUnit(unit, stats);
+  for (const ZoneUnit& unit : ws_.units) AddStats(AccountUnit(unit), stats);
   ws_.rows_were_missing = ws_.rows.has_missing();
   ClearUnits();
   return absl::OkStatus();
@@ -202,7 +200,7 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
     for (int64_t i = 0; i < unit.num_indexes; ++i) {
       const int64_t part = (unit.first_estimate + i) * group_;
       EstimateClustersTask task;
-      task.queries = ws_.queries.data() + unit.first_state * model_.head_dim_k;
+      task.queries = batch_.queries.data() + unit.first_state * model_.head_dim_k;
       task.num_queries = group_;
       task.index = ws_.indexes[unit.first_index + i];
       task.log_masses = ws_.clusters.log_masses.data() + unit.first_cluster * group_ + cluster;
@@ -236,7 +234,7 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
 void AttendStep::AddStates(int64_t first_part, int64_t num_parts) {
   for (int64_t i = 0; i < num_parts; ++i) {
     const int64_t part = (first_part + i) * group_;
-    ws_.states.push_back(
+    ws_.merge_states.push_back(
         {ws_.partial_outputs.data() + part * model_.head_dim_v, ws_.partial_lses.data() + part});
   }
 }
@@ -245,22 +243,22 @@ absl::Status AttendStep::MergeUnits() {
   const PhaseSpan span = Span(Phase::kMerge);
   ws_.estimated_lses.resize(ws_.units.size() * group_);
   ws_.estimated_outputs.resize(ws_.units.size() * group_ * model_.head_dim_v);
-  ws_.states.clear();
+  ws_.merge_states.clear();
   for (const ZoneUnit& unit : ws_.units) {
     AddStates(unit.steady);
     AddStates(unit.read);
     AddStates(unit.first_estimate, unit.num_indexes);
   }
   ws_.merge_tasks.clear();
-  auto states = absl::MakeConstSpan(ws_.states);
+  auto states = absl::MakeConstSpan(ws_.merge_states);
   for (size_t u = 0; u < ws_.units.size(); ++u) {
     const ZoneUnit& unit = ws_.units[u];
     const size_t num_exact = unit.steady.num_pieces + unit.read.num_pieces;
     const auto all = states.first(num_exact + unit.num_indexes);
     states.remove_prefix(all.size());
     ws_.merge_tasks.push_back({all, group_, model_.head_dim_v,
-                               ws_.outputs.data() + unit.first_state * model_.head_dim_v,
-                               ws_.lses.data() + unit.first_state});
+                               batch_.outputs.data() + unit.first_state * model_.head_dim_v,
+                               batch_.lses.data() + unit.first_state});
     // The estimated part on its own, for the error estimate.
     ws_.merge_tasks.push_back({all.subspan(num_exact), group_, model_.head_dim_v,
                                ws_.estimated_outputs.data() + u * group_ * model_.head_dim_v,
@@ -269,7 +267,8 @@ absl::Status AttendStep::MergeUnits() {
   return backend_.MergeStates(ws_.merge_tasks);
 }
 
-void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
+AttendStats AttendStep::AccountUnit(const ZoneUnit& unit) {
+  AttendStats stats;
   const bool sketch = options_.zones == Zones::kSketch;
   int64_t retrieved_tokens = unit.num_chosen;
   if (!sketch) {
@@ -281,28 +280,29 @@ void AttendStep::AccountUnit(const ZoneUnit& unit, AttendStats* stats) {
     }
   }
   const int64_t exact_tokens = unit.visible_end - unit.sealed_tokens + retrieved_tokens;
-  stats->tokens_visible += unit.visible_end;
-  stats->tokens_exact += exact_tokens;
-  stats->tokens_retrieved += retrieved_tokens;
-  stats->tokens_sketched += unit.num_sketch_tokens;
-  stats->tokens_estimated += unit.sealed_tokens - retrieved_tokens;
-  stats->tokens_degraded += unit.num_degraded;
-  stats->clusters_scored += unit.num_clusters;
-  stats->clusters_retrieved += sketch ? 0 : unit.num_retrieved;
-  stats->bytes_dense += unit.visible_end * kv_bytes_;
-  stats->bytes_read += exact_tokens * kv_bytes_ + IndexBytesRead(unit);
+  stats.tokens_visible += unit.visible_end;
+  stats.tokens_exact += exact_tokens;
+  stats.tokens_retrieved += retrieved_tokens;
+  stats.tokens_sketched += unit.num_sketch_tokens;
+  stats.tokens_estimated += unit.sealed_tokens - retrieved_tokens;
+  stats.tokens_degraded += unit.num_degraded;
+  stats.clusters_scored += unit.num_clusters;
+  stats.clusters_retrieved += sketch ? 0 : unit.num_retrieved;
+  stats.bytes_dense += unit.visible_end * kv_bytes_;
+  stats.bytes_read += exact_tokens * kv_bytes_ + IndexBytesRead(unit);
 
   const auto u = static_cast<int64_t>(NumberOf(unit));
   for (int query = 0; query < group_; ++query) {
     const double mass = std::exp(static_cast<double>(ws_.estimated_lses[u * group_ + query]) -
-                                 ws_.lses[unit.first_state + query]);
+                                 batch_.lses[unit.first_state + query]);
     const double error = PredictError(unit, query);
-    ws_.errors[unit.first_state + query] = static_cast<float>(error);
-    stats->estimated_mass_mean += mass;
-    stats->estimated_mass_max = std::max(stats->estimated_mass_max, mass);
-    stats->error_estimate_mean += error;
-    stats->error_estimate_max = std::max(stats->error_estimate_max, error);
+    batch_.errors[unit.first_state + query] = static_cast<float>(error);
+    stats.estimated_mass_mean += mass;
+    stats.estimated_mass_max = std::max(stats.estimated_mass_max, mass);
+    stats.error_estimate_mean += error;
+    stats.error_estimate_max = std::max(stats.error_estimate_max, error);
   }
+  return stats;
 }
 
 // Of every super-cluster: its centroid, where its clusters begin, and its spreads. Of every
@@ -342,7 +342,7 @@ int64_t AttendStep::IndexBytesRead(const ZoneUnit& unit) const {
 
 double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
   const auto u = static_cast<int64_t>(NumberOf(unit));
-  const double lse = ws_.lses[unit.first_state + query];
+  const double lse = batch_.lses[unit.first_state + query];
   double missing = 0.0;
   double variance = 0.0;
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
@@ -356,7 +356,7 @@ double AttendStep::PredictError(const ZoneUnit& unit, int query) const {
   // lie further out than the estimated ones.
   constexpr double kFurther = 1.7;
   const double pull = kFurther * (1.0 - 1.0 / (1.0 + missing));
-  const float* output = ws_.outputs.data() + (unit.first_state + query) * model_.head_dim_v;
+  const float* output = batch_.outputs.data() + (unit.first_state + query) * model_.head_dim_v;
   const float* estimated = ws_.estimated_outputs.data() + (u * group_ + query) * model_.head_dim_v;
   double distance2 = 0.0;
   double norm2 = 0.0;

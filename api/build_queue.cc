@@ -135,7 +135,7 @@ bool BuildQueue::RunJob(Job& job, const Worker& worker) {
   if (segment == nullptr) return false;
   absl::Status status;
   {
-    const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1, segment->num_tokens());
+    const PhaseSpan span(&observer_, Phase::kBuild, /*layer=*/-1, segment->num_tokens());
     status = Build(*segment, job.target, worker);
   }
   if (status.ok()) {
@@ -174,7 +174,7 @@ void BuildQueue::RunMerge(const Job& job, const Worker& worker) {
   }
   absl::StatusOr<std::shared_ptr<Segment>> merged;
   {
-    const PhaseSpan span(observer_, Phase::kBuild, /*layer=*/-1,
+    const PhaseSpan span(&observer_, Phase::kBuild, /*layer=*/-1,
                          last->end() - run.front()->begin());
     merged = Merge(run, job.target, worker);
   }

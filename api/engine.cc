@@ -406,7 +406,7 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
       CheckPerHead("error_estimate", plan.num_rows(), model.num_q_heads, error_estimate));
 
   StepObserver& observer = *impl_->observer;
-  const PhaseSpan span(observer, Phase::kAttend, layer, plan.num_rows());
+  const PhaseSpan span(&observer, Phase::kAttend, layer, plan.num_rows());
   const PlanUse use(state);
   WAVEKV_RETURN_IF_ERROR(use.status());
   if (state.options.reserve_tokens > 0) {
@@ -420,21 +420,22 @@ absl::StatusOr<AttendStats> Engine::Attend(const Plan& plan, int layer, const Te
     }
   }
   {
-    const PhaseSpan pin(observer, Phase::kPin, layer, plan.num_rows());
+    const PhaseSpan pin(&observer, Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
   AttendStats stats;
   if (on_gpu) {
     WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(queries.memory, stream));
     WAVEKV_ASSIGN_OR_RETURN(
-        stats, impl_->gpu->Attend(state.gpu, state.workspace.views, state.options, queries, output,
-                                  lse, error_estimate, queue));
+        stats, impl_->gpu->Attend(state.gpu, state.workspace.batch.views, state.options, queries,
+                                  output, lse, error_estimate, queue));
   } else {
     const StepCount::Step counted(impl_->steps);
     const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
-    const StepFetch fetch(impl_->AcquireFetch(state, layer, deadline), state.workspace.views);
-    AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
-                    observer, layer, fetch.get(), deadline);
+    const StepFetch fetch(impl_->AcquireFetch(state, layer, deadline), state.workspace.batch.views);
+    const StepMachine machine = impl_->machine();
+    AttendStep step(model, state.options, machine, state.workspace, observer, layer, fetch.get(),
+                    deadline);
     WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
     WAVEKV_RETURN_IF_ERROR(step.Attend(&stats));
     WAVEKV_RETURN_IF_ERROR(step.StoreOutputs(output, lse, error_estimate));
@@ -469,24 +470,26 @@ absl::StatusOr<std::vector<RetrievedTokens>> Engine::Retrieve(const Plan& plan, 
   WAVEKV_RETURN_IF_ERROR(CheckTensor(
       {"queries", plan.num_rows(), model.num_q_heads, model.head_dim_k, on_gpu}, queries));
 
-  const PhaseSpan span(*impl_->observer, Phase::kRetrieve, layer, plan.num_rows());
+  const PhaseSpan span(impl_->observer.get(), Phase::kRetrieve, layer, plan.num_rows());
   const PlanUse use(state);
   WAVEKV_RETURN_IF_ERROR(use.status());
   {
-    const PhaseSpan pin(*impl_->observer, Phase::kPin, layer, plan.num_rows());
+    const PhaseSpan pin(impl_->observer.get(), Phase::kPin, layer, plan.num_rows());
     WAVEKV_RETURN_IF_ERROR(impl_->PinStep(state, layer));
   }
   if (on_gpu) {
     WAVEKV_ASSIGN_OR_RETURN(const GpuStream queue, impl_->gpu->StreamFor(queries.memory, stream));
-    return impl_->gpu->Retrieve(state.gpu, state.workspace.views, state.options, queries, queue);
+    return impl_->gpu->Retrieve(state.gpu, state.workspace.batch.views, state.options, queries,
+                                queue);
   }
   // Rows are read only to measure errors.
   const BlockReader::TimePoint deadline = DeadlineAfter(state.options.miss_deadline);
   const bool reads = state.options.target_error > 0.0;
   const StepFetch fetch(reads ? impl_->AcquireFetch(state, layer, deadline) : FetchLease(),
-                        state.workspace.views);
-  AttendStep step(model, state.options, *impl_->backend, *impl_->executor, state.workspace,
-                  *impl_->observer, layer, fetch.get(), deadline);
+                        state.workspace.batch.views);
+  const StepMachine machine = impl_->machine();
+  AttendStep step(model, state.options, machine, state.workspace, *impl_->observer, layer,
+                  fetch.get(), deadline);
   WAVEKV_RETURN_IF_ERROR(step.LoadQueries(queries));
   return step.Retrieve();
 }

@@ -263,7 +263,7 @@ absl::Status Engine::Impl::AppendOnGpu(absl::Span<const PendingAppend> appends,
 absl::Status Engine::Impl::Append(absl::Span<const std::shared_ptr<StoredSequence>> sequences,
                                   absl::Span<const int32_t> cu_seqlens, int layer,
                                   const AppendSource& source, Stream stream) {
-  const PhaseSpan span(*observer, Phase::kAppend, layer, cu_seqlens.back());
+  const PhaseSpan span(observer.get(), Phase::kAppend, layer, cu_seqlens.back());
   PerSequence<SequenceWriter> writers;
   PerSequence<StoredSequence*> keep;
   writers.reserve(sequences.size());
@@ -334,7 +334,7 @@ FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer, BlockReader::T
     return std::any_of(view.pins.begin(), view.pins.end(),
                        [](const Segment::Pin& pin) { return pin.sealed != nullptr; });
   };
-  const auto& views = plan.workspace.views;
+  const auto& views = plan.workspace.batch.views;
   if (std::none_of(views.begin(), views.end(), has_sealed)) return {};
   if (plan.step == 0 || layer <= plan.last_layer) plan.step = next_step.fetch_add(1);
   plan.last_layer = layer;
@@ -343,9 +343,9 @@ FetchLease Engine::Impl::AcquireFetch(PlanState& plan, int layer, BlockReader::T
 
 absl::Status Engine::Impl::PinStep(PlanState& plan, int layer) const {
   AttendWorkspace& workspace = plan.workspace;
-  workspace.views.resize(plan.sequences.size());
+  workspace.batch.views.resize(plan.sequences.size());
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    SequenceView& view = workspace.views[i];
+    SequenceView& view = workspace.batch.views[i];
     view.first_row = plan.cu_seqlens[i];
     view.num_rows = plan.cu_seqlens[i + 1] - plan.cu_seqlens[i];
     view.causal = plan.options.causal;

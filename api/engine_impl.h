@@ -16,9 +16,11 @@
 #include "api/build_pace.h"
 #include "api/build_queue.h"
 #include "api/gpu_engine.h"
+#include "api/own_thread.h"
 #include "api/step_observer.h"
 #include "buffer/row_tiers.h"
 #include "compute/backend.h"
+#include "cpu/cpu_backend.h"
 #include "storage/tenant_store.h"
 #include "wavekv/engine.h"
 
@@ -45,7 +47,7 @@ class PlanUse {
   explicit PlanUse(PlanState& plan) : plan_(plan), owned_(!plan.busy.exchange(true)) {}
   ~PlanUse() {
     if (!owned_) return;
-    for (SequenceView& view : plan_.workspace.views) Unpin(view);
+    for (SequenceView& view : plan_.workspace.batch.views) Unpin(view);
     plan_.busy.store(false);
   }
   PlanUse(const PlanUse&) = delete;
@@ -75,6 +77,8 @@ struct Engine::Impl {
   std::shared_ptr<StoreContext> context;
   std::shared_ptr<Executor> executor;
   std::unique_ptr<Backend> backend;
+  OwnThread own_thread;
+  std::unique_ptr<Backend> own_thread_backend = MakeCpuBackend(&own_thread);
   std::shared_ptr<RowTiers> row_tiers;     // nullptr: all is in the arena
   std::unique_ptr<GpuEngine> gpu;          // nullptr: on the processor
   std::unique_ptr<StepObserver> observer;  // outlives builds
@@ -97,6 +101,7 @@ struct Engine::Impl {
   std::atomic<int64_t> bytes_dense{0};
   std::atomic<int64_t> bytes_read{0};
 
+  StepMachine machine() { return {*executor, *backend, own_thread, *own_thread_backend}; }
   std::vector<std::shared_ptr<TenantStore>> AllTenants() const;
 
   // What an append keeps of each of its sequences lies in the call's frame for so many: a decode

@@ -43,8 +43,10 @@ SelectClustersTask SelectOf(RankedLevel& level, int64_t first, int64_t count, in
 
 absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
   std::vector<RetrievedTokens> all;
-  for (const SequenceView& view : ws_.views) {
-    for (int64_t row = 0; row < view.num_rows; ++row) AddUnits(view, row);
+  for (const SequenceView& view : batch_.views) {
+    for (int64_t row = 0; row < view.num_rows; ++row) {
+      for (int head = 0; head < model_.num_kv_heads; ++head) AddUnit({&view, row, head});
+    }
   }
   wave_ = absl::MakeSpan(ws_.units);
   WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/true));
@@ -143,7 +145,7 @@ absl::Status AttendStep::ScoreUnits() {
   ws_.rotate_tasks.clear();
   for (const ZoneUnit& unit : wave_) {
     ws_.rotate_tasks.push_back(
-        {ws_.queries.data() + unit.first_state * model_.head_dim_k,
+        {batch_.queries.data() + unit.first_state * model_.head_dim_k,
          ws_.rotated_queries.data() + NumberOf(unit) * group_ * model_.head_dim_k, group_,
          model_.head_dim_k});
   }
@@ -190,13 +192,13 @@ absl::Status AttendStep::MeasureUnits() {
 
   ws_.coarse_lses.resize(ws_.units.size() * group_);
   ws_.coarse_outputs.resize(ws_.units.size() * group_ * model_.head_dim_v);
-  ws_.states.clear();
+  ws_.merge_states.clear();
   for (const ZoneUnit& unit : ws_.units) {
     AddStates(unit.steady);
     AddStates(unit.first_estimate, unit.num_indexes);
   }
   ws_.merge_tasks.clear();
-  auto states = absl::MakeConstSpan(ws_.states);
+  auto states = absl::MakeConstSpan(ws_.merge_states);
   for (size_t u = 0; u < ws_.units.size(); ++u) {
     const auto all = states.first(ws_.units[u].steady.num_pieces + ws_.units[u].num_indexes);
     states.remove_prefix(all.size());

@@ -80,17 +80,20 @@ class StepObserver {
   int64_t num_events_ = 0;  // ever
 };
 
-// A phase from here to the end of the scope.
+// A phase from here to the end of the scope. Without an observer nothing is recorded.
 class PhaseSpan {
  public:
-  PhaseSpan(StepObserver& observer, Phase phase, int layer, int64_t count)
+  PhaseSpan(StepObserver* observer, Phase phase, int layer, int64_t count)
       : observer_(observer), phase_(phase), layer_(layer), count_(count) {}
-  ~PhaseSpan() { observer_.Record(phase_, begin_, StepObserver::Clock::now(), layer_, count_); }
+  ~PhaseSpan() {
+    if (observer_ == nullptr) return;
+    observer_->Record(phase_, begin_, StepObserver::Clock::now(), layer_, count_);
+  }
   PhaseSpan(const PhaseSpan&) = delete;
   PhaseSpan& operator=(const PhaseSpan&) = delete;
 
  private:
-  StepObserver& observer_;
+  StepObserver* const observer_;
   const Phase phase_;
   const int layer_;
   const int64_t count_;

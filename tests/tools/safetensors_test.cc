@@ -240,16 +240,18 @@ TEST(SafetensorsTest, AHeaderOfManyTensorsIsParsedInOneGo) {
 }
 
 TEST(SafetensorsTest, MessagesStayShortAndPrintable) {
+  // Besides the path of the file, which they name.
+  const size_t length_max = 250 + testing::TempDir().size();
   const auto file = ReadBytes(FileBytes("{\"\\u001b[2J" + std::string(1000, 'x') + "\":1}", ""));
   EXPECT_THAT(file.status().ToString(), HasSubstr("'\\u001b[2Jxxx"));
-  EXPECT_LT(file.status().ToString().size(), 400u);
+  EXPECT_LT(file.status().ToString().size(), length_max);
   std::string shape = "1";
   for (int i = 0; i < 5000; ++i) shape += ",9";
   EXPECT_LT(ReadBytes(WithTensor(R"("dtype":"U8","data_offsets":[0,8],"shape":[)" + shape + "]"))
                 .status()
                 .ToString()
                 .size(),
-            400u);
+            length_max);
 }
 
 TEST(SafetensorsTest, StreamedRowsAreAskedForOnceAndInOrder) {

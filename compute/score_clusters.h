@@ -24,6 +24,9 @@ namespace wavekv {
 // the super-cluster's mass, m_i = super's log-mass + ln(n_i / super's size), and the rank score
 // -infinity.
 //
+// Where means are stored as integers, q may be rounded for its products with them (not with the
+// segment's mean): an element by at most kQueryRounding times the query's greatest magnitude.
+//
 // Shapes: queries [num_queries, head_dim_k] fp32, multiplied by the softmax scale and rotated
 // (rotate_rows.h): the GQA group's heads, which share each centroid read; log_masses and
 // rank_scores [num_queries, index->num_clusters], row h at h * stride. rank_scores == nullptr: not
@@ -31,6 +34,7 @@ namespace wavekv {
 // [num_queries, index->num_supers], row h at h * super_stride; nullptr: all are opened. Source:
 // RetroInfer (arXiv 2505.02922), "Tripartite attention approximation", ranks by q . c_i.
 inline constexpr float kLogMassGainMax = 3.0f;
+inline constexpr double kQueryRounding = 1.0 / 32766.0;
 
 enum class Ranking : uint8_t { kOptimistic = 1, kCentroid = 2 };
 

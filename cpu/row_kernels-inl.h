@@ -120,7 +120,7 @@ HWY_INLINE void LoadPaired(D d, const float* from, int dim, float* to) {
 
 // Block sums of a vector: lane i of the result is the sum of the lanes i, i + 4, i + 8, ...
 template <class D>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /* d */, hn::Vec<D> v) {
+HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> SumOfBlocks(D /* d */, hn::Vec<D> v) {
   if constexpr (hn::MaxLanes(D()) == 4) {
     return v;
   } else {
@@ -131,7 +131,7 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /* d */, hn::Vec<D> v) 
 
 // Lane i of the result is the sum over all lanes of the i-th vector.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumsOfFour(D d, const V* v) {
+HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> SumsOfFour(D d, const V* v) {
   const hn::RepartitionToWide<D> wide;
   const V sums01 = hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1]));
   const V sums23 = hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3]));

@@ -13,8 +13,8 @@
 #define HWY_TARGET_INCLUDE "cpu/score_clusters.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/integer_rows-inl.h"
 #include "cpu/row_kernels-inl.h"
-#include "cpu/statistics_rows-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,120 +22,161 @@ namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
 // Queries that share a pass over the centroids, and centroids that share a tile.
-constexpr int kQueries = 16;
+constexpr int kQueries = IntegerQueries::kBatch;
 constexpr int kTile = 32;
 
-// Statistics of the clusters of a tile; those past its end have size 1 and no spread.
-struct TileStatistics {
-  TileStatistics(const float* the_log_sizes, const float* the_key_spreads, int count) {
-    std::copy_n(the_log_sizes, count, log_sizes);
-    std::copy_n(the_key_spreads, count, key_spreads);
+float Dot(const float* a, const float* b, int dim) {
+  const hn::CappedTag<float, 8> d;  // divides every dim
+  auto sums = hn::Zero(d);
+  for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
+    sums = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sums);
   }
-
-  alignas(64) float log_sizes[kTile] = {};
-  alignas(64) float key_spreads[kTile] = {};
-};
-
-// Turns the logits of a tile into log-masses, in place, and rank scores. `logit_spread` is |q|^2 /
-// head_dim_k: times a key spread, the variance of the logit.
-void AddSizesAndSpreads(const TileStatistics& statistics, float logit_spread, MassEstimate mass,
-                        Ranking ranking, float* log_masses, float* rank_scores) {
-  const hn::ScalableTag<float> d;
-  const auto spread = hn::Set(d, logit_spread);
-  const auto half = hn::Set(d, 0.5f);
-  const auto gain_max = hn::Set(d, kLogMassGainMax);
-  for (int i = 0; i < kTile; i += static_cast<int>(hn::Lanes(d))) {
-    const auto logit = hn::Load(d, log_masses + i);
-    const auto bound = hn::Add(logit, hn::Load(d, statistics.log_sizes + i));
-    const auto variance = hn::Mul(spread, hn::Load(d, statistics.key_spreads + i));
-    const auto second_order = hn::Add(bound, hn::Min(hn::Mul(half, variance), gain_max));
-    hn::Store(mass == MassEstimate::kSecondOrder ? second_order : bound, d, log_masses + i);
-    const auto optimistic = hn::Add(second_order, hn::Sqrt(variance));
-    hn::Store(ranking == Ranking::kCentroid ? logit : optimistic, d, rank_scores + i);
-  }
+  return hn::GetLane(hn::SumOfLanes(d, sums));
 }
 
-// Some of the task's queries.
+// Some of the task's queries. In batches there is a number of each query, of which those past
+// `count` may be anything.
 struct Queries {
   const float* values = nullptr;
+  int dim = 0;
   float logit_spreads[kQueries];
-  float mean_logits[kQueries];  // products with the segment's mean key
+  float mean_logits[kQueries] = {};  // products with the segment's mean key
   int begin = 0;
   int count = 0;
 
   void Load(const float* queries, int num_queries, const ClusterIndex& index, int first) {
-    const int dim = index.shape.head_dim_k;
+    dim = index.shape.head_dim_k;
     begin = first;
     count = std::min(kQueries, num_queries - first);
     values = queries + static_cast<int64_t>(first) * dim;
     for (int q = 0; q < count; ++q) {
       const float* query = values + q * dim;
-      float squared = 0.0f, mean = 0.0f;
-      for (int i = 0; i < dim; ++i) {
-        squared += query[i] * query[i];
-        mean += query[i] * index.mean_key[i];
-      }
-      logit_spreads[q] = squared / static_cast<float>(dim);
-      mean_logits[q] = mean;
+      logit_spreads[q] = Dot(query, query, dim) / static_cast<float>(dim);
+      mean_logits[q] = Dot(query, index.mean_key, dim);
     }
   }
 };
 
-// Means of a tile as fp32 rows; the last stands in for those past the end.
-struct TileMeans {
-  TileMeans(const StatisticsRows& means, StatisticsFormat format, int dim, int64_t first,
-            int64_t end) {
+// Products of some queries with the means of one level of an index.
+class MeanProducts {
+ public:
+  MeanProducts(const Queries& queries, const StatisticsRows& means, StatisticsFormat format)
+      : queries_(queries), means_(means), is_fp32_(format == StatisticsFormat::kFloat32) {
+    if (!is_fp32_) integers_.Load(queries.values, queries.count, queries.dim, format);
+  }
+
+  // batches [count, kQueries] of the means from `first` on, plus bases[i] for the i-th; at most
+  // kTile.
+  void Multiply(int64_t first, int count, const float* const* bases, float* batches) const {
     // The next tile's. Behind the last rows stand other sections.
-    PrefetchBytes(means.row(first) + kTile * means.row_bytes, kTile * means.row_bytes);
-    int64_t last = 0;
-    for (int64_t i = 0; i < kTile; ++i) {
-      if (first + i < end) {
-        LoadRow(means.row(first + i), dim, format, means.scale(first + i), values + i * dim);
-        last = i;
+    PrefetchBytes(means_.row(first) + count * means_.row_bytes, kTile * means_.row_bytes);
+    if (!is_fp32_) return integers_.Multiply(means_, first, count, bases, batches);
+    for (int i = 0; i < count; ++i) {
+      const auto* mean = reinterpret_cast<const float*>(means_.row(first + i));
+      for (int q = 0; q < kQueries; ++q) {
+        const float* query = queries_.values + std::min(q, queries_.count - 1) * queries_.dim;
+        batches[i * kQueries + q] = Dot(query, mean, queries_.dim) + bases[i][q];
       }
-      rows[i] = reinterpret_cast<const std::byte*>(values + last * dim);
     }
   }
 
-  const std::byte* rows[kTile];
-  alignas(64) float values[kTile * kHeadDimMax];
+ private:
+  const Queries& queries_;
+  const StatisticsRows& means_;
+  const bool is_fp32_;
+  IntegerQueries integers_;
 };
 
-// products [queries.count, kTile] of the queries and the means from `first` to `end`.
-void MultiplyTile(const StatisticsRows& means, StatisticsFormat format, int dim, int64_t first,
-                  int64_t end, const Queries& queries, float* products) {
-  const TileMeans tile(means, format, dim, first, end);
-  const int count = static_cast<int>(std::min<int64_t>(kTile, end - first));
-  WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-    DotRows<DType::kFloat32>(d, {tile.rows, count, dim}, queries.values, queries.count,
-                             {products, kTile});
-  });
+// Of the items of a tile, or more.
+struct Statistics {
+  const float* log_sizes;
+  const float* key_spreads;
+};
+
+// Turns batches of logits of a tile into log-masses and rank scores [count] of query `q`. What is
+// written may be kTile long; what is read is.
+void Rate(const float* logits, const Statistics& statistics, float logit_spread, MassEstimate mass,
+          Ranking ranking, float* log_masses, float* rank_scores) {
+  const hn::ScalableTag<float> d;
+  const auto spread = hn::Set(d, logit_spread);
+  const auto half = hn::Set(d, 0.5f);
+  const auto gain_max = hn::Set(d, kLogMassGainMax);
+  for (int i = 0; i < kTile; i += static_cast<int>(hn::Lanes(d))) {
+    const auto logit = hn::Load(d, logits + i);
+    const auto bound = hn::Add(logit, hn::LoadU(d, statistics.log_sizes + i));
+    const auto variance = hn::Mul(spread, hn::LoadU(d, statistics.key_spreads + i));
+    const auto second_order = hn::Add(bound, hn::Min(hn::Mul(half, variance), gain_max));
+    hn::StoreU(mass == MassEstimate::kSecondOrder ? second_order : bound, d, log_masses + i);
+    if (rank_scores == nullptr) continue;
+    const auto optimistic = hn::Add(second_order, hn::Sqrt(variance));
+    hn::StoreU(ranking == Ranking::kCentroid ? logit : optimistic, d, rank_scores + i);
+  }
 }
 
-// `super_logits` [num_supers, kQueries]: products of queries and super-clusters' centroids, the
-// segment's mean included. Scores clusters [first, first + count), at most kTile, the first of
-// which belongs to `super`.
-void ScoreTile(const ScoreClustersTask& task, const Queries& queries, const float* super_logits,
-               int64_t first, int count, int64_t super) {
-  const ClusterIndex& index = *task.index;
-  // Those past the end of the tile may be anything.
-  alignas(64) float log_masses[kQueries * kTile];
-  MultiplyTile(index.centroids, index.statistics, index.shape.head_dim_k, first, first + count,
-               queries, log_masses);
-  for (int i = 0; i < count; ++i) {
-    while (first + i >= index.super_offsets[super + 1]) ++super;
-    const float* logits = super_logits + super * kQueries;
-    for (int q = 0; q < queries.count; ++q) log_masses[q * kTile + i] += logits[q];
+// Where a tile's results go: those of query `q` of all start at q * stride.
+struct Results {
+  MassEstimate mass;
+  Ranking ranking;
+  float* log_masses;
+  float* rank_scores;  // nullptr: not wanted
+  int64_t stride;
+};
+
+// batches [count, kQueries] of logits, room for kTile, to results [queries.count, count].
+void FinishTile(const float* batches, int count, const Queries& queries, Statistics statistics,
+                const Results& results) {
+  alignas(64) float logits[kQueries * kTile];
+  TransposeBatches(batches, count, logits, kTile);
+  // A tile that is not full is worked on beside, as there is no room behind it.
+  alignas(64) float log_sizes[kTile] = {}, key_spreads[kTile] = {};
+  alignas(64) float log_masses[kTile], rank_scores[kTile];
+  const bool full = count == kTile;
+  if (!full) {
+    std::copy_n(statistics.log_sizes, count, log_sizes);
+    std::copy_n(statistics.key_spreads, count, key_spreads);
+    statistics = {log_sizes, key_spreads};
   }
-  const TileStatistics statistics(index.log_sizes + first, index.key_spreads + first, count);
-  alignas(64) float rank_scores[kTile];
+  const bool ranks = results.rank_scores != nullptr;
   for (int q = 0; q < queries.count; ++q) {
-    float* masses = log_masses + q * kTile;
-    AddSizesAndSpreads(statistics, queries.logit_spreads[q], task.mass, task.ranking, masses,
-                       rank_scores);
-    const int64_t at = (queries.begin + q) * task.stride + first;
-    std::copy_n(masses, count, task.log_masses + at);
-    if (task.rank_scores != nullptr) std::copy_n(rank_scores, count, task.rank_scores + at);
+    float* masses_to = results.log_masses + q * results.stride;
+    float* scores_to = ranks ? results.rank_scores + q * results.stride : nullptr;
+    Rate(logits + q * kTile, statistics, queries.logit_spreads[q], results.mass, results.ranking,
+         full ? masses_to : log_masses, full || !ranks ? scores_to : rank_scores);
+    if (full) continue;
+    std::copy_n(log_masses, count, masses_to);
+    if (ranks) std::copy_n(rank_scores, count, scores_to);
+  }
+}
+
+// batches [num_supers, kQueries]: products with the super-clusters' centroids, the segment's mean
+// included. Room for whole tiles.
+void MultiplySupers(const ClusterIndex& index, const Queries& queries, float* batches) {
+  const MeanProducts products(queries, index.super_centroids, SuperFormat(index.statistics));
+  const float* bases[kTile];
+  std::fill_n(bases, kTile, queries.mean_logits);
+  for (int64_t s = 0; s < index.num_supers; s += kTile) {
+    const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - s));
+    products.Multiply(s, count, bases, batches + s * kQueries);
+  }
+}
+
+// Scores the clusters [first, end), of super-clusters from `super` on, whose products are given.
+void ScoreRange(const ScoreClustersTask& task, const Queries& queries, const MeanProducts& products,
+                const float* super_logits, int64_t super, int64_t first, int64_t end) {
+  const ClusterIndex& index = *task.index;
+  for (; first < end; first += kTile) {
+    const int count = static_cast<int>(std::min<int64_t>(kTile, end - first));
+    const float* bases[kTile];
+    for (int i = 0; i < count; ++i) {
+      while (first + i >= index.super_offsets[super + 1]) ++super;
+      bases[i] = super_logits + super * kQueries;
+    }
+    alignas(64) float batches[kTile * kQueries];
+    products.Multiply(first, count, bases, batches);
+    const int64_t at = queries.begin * task.stride + first;
+    FinishTile(batches, count, queries, {index.log_sizes + first, index.key_spreads + first},
+               {task.mass, task.ranking, task.log_masses + at,
+                task.rank_scores == nullptr ? nullptr : task.rank_scores + at, task.stride});
   }
 }
 
@@ -156,85 +197,55 @@ void ShareMass(const ScoreClustersTask& task, const Queries& queries, int64_t su
   }
 }
 
-// The clusters of some queries, whose products with the super-clusters are given as to ScoreTile.
-void ScoreOpened(const ScoreClustersTask& task, const Queries& queries, const float* super_logits) {
-  const ClusterIndex& index = *task.index;
-  const auto opened = [&](int64_t s) {
-    return task.super_zones == nullptr || task.super_zones[s] == Zone::kSketch;
-  };
-  for (int64_t super = 0; super < index.num_supers;) {
-    if (!opened(super)) {
-      ShareMass(task, queries, super++);
-      continue;
-    }
-    // A run of opened ones, in tiles.
-    const int64_t first_super = super;
-    while (super < index.num_supers && opened(super)) ++super;
-    int64_t tile_super = first_super;
-    const int64_t end = index.super_offsets[super];
-    for (int64_t i = index.super_offsets[first_super]; i < end; i += kTile) {
-      while (i >= index.super_offsets[tile_super + 1]) ++tile_super;
-      const int count = static_cast<int>(std::min<int64_t>(kTile, end - i));
-      ScoreTile(task, queries, super_logits, i, count, tile_super);
-    }
-  }
-}
-
-// products [queries.count, kTile] of the queries and the super-clusters' centroids from `first` on,
-// the segment's mean included; returns how many there are.
-int MultiplySupers(const ClusterIndex& index, const Queries& queries, int64_t first,
-                   float* products) {
-  const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - first));
-  MultiplyTile(index.super_centroids, SuperFormat(index.statistics), index.shape.head_dim_k, first,
-               index.num_supers, queries, products);
-  for (int q = 0; q < queries.count; ++q) {
-    for (int i = 0; i < count; ++i) products[q * kTile + i] += queries.mean_logits[q];
-  }
-  return count;
+// Grows to the largest index that the thread has seen.
+float* RoomForSupers(int64_t num_supers) {
+  thread_local std::vector<float> batches;
+  const auto size = static_cast<size_t>((num_supers + kTile) * kQueries);
+  if (batches.size() < size) batches.resize(size);
+  return batches.data();
 }
 
 void ScoreClustersOf(const ScoreClustersTask& task) {
   const ClusterIndex& index = *task.index;
-  // Grows to the largest index that the thread has seen.
-  thread_local std::vector<float> super_logits;
-  super_logits.resize(index.num_supers * kQueries);
+  const auto opened = [&](int64_t s) {
+    return task.super_zones == nullptr || task.super_zones[s] == Zone::kSketch;
+  };
+  float* super_logits = RoomForSupers(index.num_supers);
   Queries queries;
-  for (int first = 0; first < task.num_queries; first += kQueries) {
-    queries.Load(task.queries, task.num_queries, index, first);
-    for (int64_t s = 0; s < index.num_supers; s += kTile) {
-      alignas(64) float products[kQueries * kTile];
-      const int count = MultiplySupers(index, queries, s, products);
-      for (int i = 0; i < count; ++i) {
-        for (int q = 0; q < queries.count; ++q) {
-          super_logits[(s + i) * kQueries + q] = products[q * kTile + i];
-        }
+  for (int q = 0; q < task.num_queries; q += kQueries) {
+    queries.Load(task.queries, task.num_queries, index, q);
+    MultiplySupers(index, queries, super_logits);
+    const MeanProducts products(queries, index.centroids, index.statistics);
+    for (int64_t super = 0; super < index.num_supers;) {
+      if (!opened(super)) {
+        ShareMass(task, queries, super++);
+        continue;
       }
+      const int64_t first = super;
+      while (super < index.num_supers && opened(super)) ++super;
+      ScoreRange(task, queries, products, super_logits, first, index.super_offsets[first],
+                 index.super_offsets[super]);
     }
-    ScoreOpened(task, queries, super_logits.data());
   }
 }
 
 void ScoreSupersOf(const ScoreSupersTask& task) {
   const ClusterIndex& index = *task.index;
+  float* logits = RoomForSupers(index.num_supers);
   Queries queries;
-  for (int first = 0; first < task.num_queries; first += kQueries) {
-    queries.Load(task.queries, task.num_queries, index, first);
+  for (int q = 0; q < task.num_queries; q += kQueries) {
+    queries.Load(task.queries, task.num_queries, index, q);
+    MultiplySupers(index, queries, logits);
     for (int64_t s = 0; s < index.num_supers; s += kTile) {
-      alignas(64) float products[kQueries * kTile];
-      alignas(64) float rank_scores[kTile], log_sizes[kTile];
-      const int count = MultiplySupers(index, queries, s, products);
+      const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - s));
+      alignas(64) float log_sizes[kTile];
       for (int i = 0; i < count; ++i) {
         log_sizes[i] = std::log(static_cast<float>(index.super_size(s + i)));
       }
-      const TileStatistics statistics(log_sizes, index.super_key_spreads + s, count);
-      for (int q = 0; q < queries.count; ++q) {
-        float* log_masses = products + q * kTile;
-        AddSizesAndSpreads(statistics, queries.logit_spreads[q], task.mass, task.ranking,
-                           log_masses, rank_scores);
-        const int64_t at = (first + q) * task.stride + s;
-        std::copy_n(log_masses, count, task.log_masses + at);
-        std::copy_n(rank_scores, count, task.rank_scores + at);
-      }
+      const int64_t at = q * task.stride + s;
+      FinishTile(
+          logits + s * kQueries, count, queries, {log_sizes, index.super_key_spreads + s},
+          {task.mass, task.ranking, task.log_masses + at, task.rank_scores + at, task.stride});
     }
   }
 }

@@ -27,8 +27,10 @@ void AttendStep::AddUnit(const ZoneRow& zone_row) {
     ws_.heads.push_back(&sealed);
     ws_.indexes.push_back(&index);
     unit.sealed_tokens += index.num_tokens;
+    const size_t first = ws_.clusters.sizes.size();
+    ws_.clusters.sizes.resize(first + index.num_clusters);
     for (int64_t cluster = 0; cluster < index.num_clusters; ++cluster) {
-      ws_.clusters.sizes.push_back(static_cast<uint32_t>(index.cluster_size(cluster)));
+      ws_.clusters.sizes[first + cluster] = static_cast<uint32_t>(index.cluster_size(cluster));
     }
     if (OpensAll()) continue;
     for (int64_t super = 0; super < index.num_supers; ++super) {

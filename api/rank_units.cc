@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "api/attend_step.h"
@@ -306,13 +307,20 @@ void AttendStep::AddSketch(ZoneUnit& unit) {
     SketchPart part;
     part.first_cluster = static_cast<int64_t>(ws_.sketch_clusters.size());
     part.first_token = unit.num_sketch_tokens;
-    for (int64_t c = 0; c < index.num_clusters; ++c, ++cluster) {
-      if (ws_.clusters.zones[cluster] != Zone::kSketch) continue;
+    const Zone* const zones = ws_.clusters.zones.data() + cluster;
+    // Few are, and to look for the next takes less than to look at each.
+    for (const void* at = zones;;) {
+      const auto* from = static_cast<const Zone*>(at);
+      at = std::memchr(from, static_cast<int>(Zone::kSketch), zones + index.num_clusters - from);
+      if (at == nullptr) break;
+      const int64_t c = static_cast<const Zone*>(at) - zones;
       ws_.sketch_clusters.push_back(static_cast<uint32_t>(c));
-      unit.num_sketch_tokens += ws_.clusters.sizes[cluster];
+      unit.num_sketch_tokens += ws_.clusters.sizes[cluster + c];
+      at = zones + c + 1;
     }
     part.num_clusters = static_cast<int64_t>(ws_.sketch_clusters.size()) - part.first_cluster;
     ws_.sketch_parts.push_back(part);
+    cluster += index.num_clusters;
   }
   ws_.chosen.resize(unit.first_sketch_token + unit.num_sketch_tokens);
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -161,6 +162,11 @@ double LogAdd(double a, double b) {
 double IgnoredLse(const EstimateClustersTask& task, int query) {
   const float* log_masses = task.log_masses + query * task.log_masses_stride;
   double lse = kMinusInfinity;
+  // Only the paper's zones have any.
+  if (std::memchr(task.zones, static_cast<int>(Zone::kIgnored), task.index->num_clusters) ==
+      nullptr) {
+    return lse;
+  }
   for (int64_t i = 0; i < task.index->num_clusters; ++i) {
     if (task.zones[i] == Zone::kIgnored) lse = LogAdd(lse, log_masses[i]);
   }

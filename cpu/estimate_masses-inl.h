@@ -94,7 +94,7 @@ class BatchMasses {
       if (task.missing_lse == nullptr) continue;
       const int dim = task.index->shape.head_dim_k;
       const float* row = task.queries + static_cast<int64_t>(query) * dim;
-      for (int i = 0; i < dim; ++i) squared_[q] += row[i] * row[i];
+      squared_[q] = Dot(row, row, dim);
     }
   }
 

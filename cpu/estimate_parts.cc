@@ -68,16 +68,18 @@ void EstimateParts::ListMeans(const EstimateClustersTask& task) {
   for (int64_t s = 0; s < index.num_supers; ++s) {
     const uint32_t first = index.super_offsets[s], last = index.super_offsets[s + 1];
     const Zone* zones = task.zones;
-    int64_t left = 0;
-    for (uint32_t i = first; i < last; ++i) {
-      left += zones[i] == Zone::kRemainder ? index.cluster_size(i) : 0;
-    }
-    const int64_t size = index.super_size(s);
-    if (left == size) {
+    uint32_t num_remaining = 0;
+    for (uint32_t i = first; i < last; ++i) num_remaining += zones[i] == Zone::kRemainder ? 1 : 0;
+    if (num_remaining == last - first) {
       remainders[s] = Remainder::kWhole;
       supers.push_back(static_cast<uint32_t>(s));
       continue;
     }
+    int64_t left = 0;
+    for (uint32_t i = first; i < last && num_remaining > 0; ++i) {
+      left += zones[i] == Zone::kRemainder ? index.cluster_size(i) : 0;
+    }
+    const int64_t size = index.super_size(s);
     if (left > 0) remainders[s] = 2 * left < size ? Remainder::kOwnMeans : Remainder::kSuperMean;
     const size_t num_listed = clusters.size();
     for (uint32_t i = first; i < last; ++i) {

@@ -149,6 +149,16 @@ HWY_INLINE V ClampLogit(D d, V logit) {
   return hn::Max(below_ceiling, floor);
 }
 
+// The product of two fp32 rows.
+HWY_INLINE float Dot(const float* a, const float* b, int dim) {
+  const hn::CappedTag<float, 8> d;  // divides every dim
+  auto sums = hn::Zero(d);
+  for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
+    sums = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sums);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sums));
+}
+
 // Rows of `dim` elements, by address.
 struct Rows {
   const std::byte* const* begin = nullptr;

@@ -19,7 +19,8 @@ struct RowTile {
   // The last row is repeated to the end, so that kernels may read whole groups of rows.
   const std::byte* keys[kRows];
   const std::byte* values[kRows];
-  int64_t positions[kRows];  // of the first num_rows
+  // If they are wanted, of the first num_rows.
+  int64_t positions[kRows];
   int64_t first_position = 0;
   int64_t last_position = 0;
 };
@@ -27,8 +28,10 @@ struct RowTile {
 // Walks the rows of `ranges` in order.
 class RowTiles {
  public:
-  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape)
+  // Positions of scattered rows lie as far apart as the rows: to look them up takes time.
+  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, bool with_positions)
       : ranges_(ranges),
+        with_positions_(with_positions),
         key_bytes_(shape.head_dim_k * DTypeBytes(shape.dtype)),
         value_bytes_(shape.head_dim_v * DTypeBytes(shape.dtype)) {}
 
@@ -47,10 +50,12 @@ class RowTiles {
       }
     }
     if (tile->num_rows == 0) return false;
-    const auto [first, last] =
-        std::minmax_element(tile->positions, tile->positions + tile->num_rows);
-    tile->first_position = *first;
-    tile->last_position = *last;
+    if (with_positions_) {
+      const auto [first, last] =
+          std::minmax_element(tile->positions, tile->positions + tile->num_rows);
+      tile->first_position = *first;
+      tile->last_position = *last;
+    }
     std::fill(tile->keys + tile->num_rows, tile->keys + RowTile::kRows,
               tile->keys[tile->num_rows - 1]);
     std::fill(tile->values + tile->num_rows, tile->values + RowTile::kRows,
@@ -65,6 +70,9 @@ class RowTiles {
       const int64_t token = token_ + i;
       tile->keys[at + i] = range.keys + token * key_bytes_;
       tile->values[at + i] = range.values + token * value_bytes_;
+    }
+    for (int64_t i = 0; i < count && with_positions_; ++i) {
+      const int64_t token = token_ + i;
       tile->positions[at + i] =
           range.position_begin + (range.positions == nullptr ? token : range.positions[token]);
     }
@@ -72,6 +80,7 @@ class RowTiles {
   }
 
   const absl::Span<const KvRange> ranges_;
+  const bool with_positions_;
   const int64_t key_bytes_;
   const int64_t value_bytes_;
   size_t range_ = 0;

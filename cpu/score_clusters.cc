@@ -25,15 +25,6 @@ namespace {
 constexpr int kQueries = IntegerQueries::kBatch;
 constexpr int kTile = 32;
 
-float Dot(const float* a, const float* b, int dim) {
-  const hn::CappedTag<float, 8> d;  // divides every dim
-  auto sums = hn::Zero(d);
-  for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
-    sums = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sums);
-  }
-  return hn::GetLane(hn::SumOfLanes(d, sums));
-}
-
 // Some of the task's queries. In batches there is a number of each query, of which those past
 // `count` may be anything.
 struct Queries {

@@ -33,11 +33,15 @@ void SumProbabilities(const SelectClustersTask& task) {
     AddShares(scores, task.num_clusters, max, mass, task.probabilities);
   }
   // What has a score at all ranks before what has none.
-  for (int64_t i = 0; i < task.num_clusters; ++i) {
-    if (task.probabilities[i] >= std::numeric_limits<float>::min()) continue;
+  // Nearly all have a probability: all at once, which compilers turn into vectors.
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  bool all_have = true;
+  for (int64_t i = 0; i < task.num_clusters; ++i) all_have &= task.probabilities[i] >= kLeast;
+  for (int64_t i = 0; i < task.num_clusters && !all_have; ++i) {
+    if (task.probabilities[i] >= kLeast) continue;
     for (int h = 0; h < task.num_queries; ++h) {
       if (task.scores[h * task.stride + i] == -std::numeric_limits<float>::infinity()) continue;
-      task.probabilities[i] = std::numeric_limits<float>::min();
+      task.probabilities[i] = kLeast;
       break;
     }
   }

@@ -66,7 +66,7 @@ void Attend(const AttendRowsTask& task) {
   });
   std::fill_n(scratch.sums, task.num_queries * dim_v, 0.0f);
 
-  RowTiles rows(task.ranges, task.shape);
+  RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
   for (bool more = rows.Next(tile); more; std::swap(tile, next)) {

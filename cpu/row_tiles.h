@@ -19,7 +19,8 @@ struct RowTile {
   // The last row is repeated to the end, so that kernels may read whole groups of rows.
   const std::byte* keys[kRows];
   const std::byte* values[kRows];
-  int64_t positions[kRows];  // of the first num_rows
+  // Where asked for: of the first num_rows, and the least and the greatest of them.
+  int64_t positions[kRows];
   int64_t first_position = 0;
   int64_t last_position = 0;
 };
@@ -27,8 +28,10 @@ struct RowTile {
 // Walks the rows of `ranges` in order.
 class RowTiles {
  public:
-  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape)
+  // Without `with_positions` those of tiles are left as they are.
+  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, bool with_positions)
       : ranges_(ranges),
+        with_positions_(with_positions),
         key_bytes_(shape.head_dim_k * DTypeBytes(shape.dtype)),
         value_bytes_(shape.head_dim_v * DTypeBytes(shape.dtype)) {}
 
@@ -47,10 +50,12 @@ class RowTiles {
       }
     }
     if (tile->num_rows == 0) return false;
-    const auto [first, last] =
-        std::minmax_element(tile->positions, tile->positions + tile->num_rows);
-    tile->first_position = *first;
-    tile->last_position = *last;
+    if (with_positions_) {
+      const auto [first, last] =
+          std::minmax_element(tile->positions, tile->positions + tile->num_rows);
+      tile->first_position = *first;
+      tile->last_position = *last;
+    }
     std::fill(tile->keys + tile->num_rows, tile->keys + RowTile::kRows,
               tile->keys[tile->num_rows - 1]);
     std::fill(tile->values + tile->num_rows, tile->values + RowTile::kRows,
@@ -61,10 +66,14 @@ class RowTiles {
  private:
   void Append(const KvRange& range, int64_t count, RowTile* tile) const {
     const int at = tile->num_rows;
-    for (int64_t i = 0; i < count; ++i) {
+    const std::byte* key = range.keys + token_ * key_bytes_;
+    const std::byte* value = range.values + token_ * value_bytes_;
+    for (int64_t i = 0; i < count; ++i, key += key_bytes_, value += value_bytes_) {
+      tile->keys[at + i] = key;
+      tile->values[at + i] = value;
+    }
+    for (int64_t i = 0; i < count && with_positions_; ++i) {
       const int64_t token = token_ + i;
-      tile->keys[at + i] = range.keys + token * key_bytes_;
-      tile->values[at + i] = range.values + token * value_bytes_;
       tile->positions[at + i] =
           range.position_begin + (range.positions == nullptr ? token : range.positions[token]);
     }
@@ -72,6 +81,7 @@ class RowTiles {
   }
 
   const absl::Span<const KvRange> ranges_;
+  const bool with_positions_;
   const int64_t key_bytes_;
   const int64_t value_bytes_;
   size_t range_ = 0;

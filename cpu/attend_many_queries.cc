@@ -136,7 +136,7 @@ void Attend(const AttendRowsTask& task) {
   std::fill_n(scratch.softmax, task.num_queries, OnlineSoftmax());
 
   const int64_t visible_end = VisibleEndMax(task, 0, task.num_queries);
-  RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
+  RowTiles rows(task.ranges, task.shape, /*with_positions=*/true);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
   for (bool more = rows.Next(tile); more; std::swap(tile, next)) {

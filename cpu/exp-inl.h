@@ -14,18 +14,22 @@ namespace wavekv::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // x = n ln 2 + r with |r| <= ln(2) / 2, and e^r - 1.
-template <class V>
+template <class V, class VI>
 struct ReducedExp {
-  V n;
+  VI exponent;  // n, where the exponent of a number has its bits
   V expm1;
 };
 
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE ReducedExp<V> ReduceExp(D d, V x) {
+template <class D, class V = hn::Vec<D>, class VI = hn::Vec<hn::RebindToSigned<D>>>
+HWY_INLINE ReducedExp<V, VI> ReduceExp(D d, V x) {
+  const hn::RebindToSigned<D> di;
   // The high part of ln 2 has 16 bits, so n times it is exact with and without fused arithmetic.
   const V ln2_high = hn::Set(d, 0x1.62e4p-1f);
   const V ln2_low = hn::Set(d, 0x1.7f7d1cp-20f);
-  const V n = hn::Round(hn::Mul(x, hn::Set(d, 0x1.715476p+0f)));
+  // Added to a number below 2^22, this leaves it rounded in the low bits of the sum.
+  const V shift = hn::Set(d, 0x1.8p23f);
+  const V shifted = hn::MulAdd(x, hn::Set(d, 0x1.715476p+0f), shift);
+  const V n = hn::Sub(shifted, shift);
   const V r = hn::NegMulAdd(n, ln2_low, hn::NegMulAdd(n, ln2_high, x));
   // Minimax polynomial of (e^r - 1 - r) / r^2; its share of the relative error is 3.1e-9.
   V p = hn::Set(d, 0x1.6a2350p-10f);
@@ -33,7 +37,7 @@ HWY_INLINE ReducedExp<V> ReduceExp(D d, V x) {
   p = hn::MulAdd(p, r, hn::Set(d, 0x1.5558f4p-5f));
   p = hn::MulAdd(p, r, hn::Set(d, 0x1.555490p-3f));
   p = hn::MulAdd(p, r, hn::Set(d, 0x1.fffffcp-2f));
-  return {n, hn::MulAdd(p, hn::Mul(r, r), r)};
+  return {hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::MulAdd(p, hn::Mul(r, r), r)};
 }
 
 // e^x for x <= 88, -infinity included, with a relative error below 1.5e-7. Results that are not
@@ -41,11 +45,10 @@ HWY_INLINE ReducedExp<V> ReduceExp(D d, V x) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp(D d, V x) {
   const hn::RebindToSigned<D> di;
-  const ReducedExp<V> reduced = ReduceExp(d, x);
+  const auto reduced = ReduceExp(d, x);
   const V e_r = hn::Add(reduced.expm1, hn::Set(d, 1.0f));
   // Adding n to the exponent field multiplies by 2^n.
-  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, reduced.n));
-  const V result = hn::BitCast(d, hn::Add(hn::BitCast(di, e_r), exponent));
+  const V result = hn::BitCast(d, hn::Add(hn::BitCast(di, e_r), reduced.exponent));
   return hn::IfThenElseZero(hn::Ge(x, hn::Set(d, -87.33f)), result);
 }
 
@@ -54,9 +57,8 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ExpMinusOne(D d, V x) {
   const hn::RebindToSigned<D> di;
   const V one = hn::Set(d, 1.0f);
-  const ReducedExp<V> reduced = ReduceExp(d, x);
-  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(di, reduced.n));
-  const V two_to_n = hn::BitCast(d, hn::Add(hn::BitCast(di, one), exponent));
+  const auto reduced = ReduceExp(d, x);
+  const V two_to_n = hn::BitCast(d, hn::Add(hn::BitCast(di, one), reduced.exponent));
   return hn::MulAdd(two_to_n, reduced.expm1, hn::Sub(two_to_n, one));
 }
 

@@ -129,16 +129,23 @@ HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> SumOfBlocks(D /* d */, hn::Ve
   }
 }
 
-// Lane i of the result is the sum over all lanes of the i-th vector.
+// Block sums of four vectors at once: lane i of every block of the result belongs to the i-th
+// vector.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> SumsOfFour(D d, const V* v) {
+HWY_INLINE V BlockSumsOfFour(D d, const V* v) {
   const hn::RepartitionToWide<D> wide;
   const V sums01 = hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1]));
   const V sums23 = hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3]));
   const auto wide01 = hn::BitCast(wide, sums01);
   const auto wide23 = hn::BitCast(wide, sums23);
-  return SumOfBlocks(d, hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, wide01, wide23)),
-                                hn::BitCast(d, hn::InterleaveUpper(wide, wide01, wide23))));
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, wide01, wide23)),
+                 hn::BitCast(d, hn::InterleaveUpper(wide, wide01, wide23)));
+}
+
+// Lane i of the result is the sum over all lanes of the i-th vector.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> SumsOfFour(D d, const V* v) {
+  return SumOfBlocks(d, BlockSumsOfFour(d, v));
 }
 
 // Inner products of finite numbers may overflow; as logits they must have finite differences.
@@ -186,6 +193,65 @@ HWY_INLINE void PrefetchBytes(const std::byte* from, int64_t bytes) {
 
 // ---- logits: every row against every query ----
 
+// The logits of four rows to two queries, from what BlockSumsOfFour() made for each.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreLogitsOfTwo(D d, V first, V second, PerQuery logits) {
+  const hn::Half<D> half;
+  if constexpr (hn::MaxLanes(D()) == 16) {
+    StoreLogitsOfTwo(half, hn::Add(hn::LowerHalf(half, first), hn::UpperHalf(half, first)),
+                     hn::Add(hn::LowerHalf(half, second), hn::UpperHalf(half, second)), logits);
+  } else {
+    const V both = ClampLogit(
+        d, hn::Add(hn::ConcatLowerLower(d, second, first), hn::ConcatUpperUpper(d, second, first)));
+    hn::StoreU(hn::LowerHalf(half, both), half, logits.From(0, 0).data);
+    hn::StoreU(hn::UpperHalf(half, both), half, logits.From(1, 0).data);
+  }
+}
+
+// To four queries, in vectors of four blocks.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreLogitsOfFour(D d, const V* blocks, PerQuery logits) {
+  // Blocks 0 + 2 and 1 + 3 of a query beside each other, two queries in a vector.
+  const V sums01 = hn::Add(hn::ConcatLowerLower(d, blocks[1], blocks[0]),
+                           hn::ConcatUpperUpper(d, blocks[1], blocks[0]));
+  const V sums23 = hn::Add(hn::ConcatLowerLower(d, blocks[3], blocks[2]),
+                           hn::ConcatUpperUpper(d, blocks[3], blocks[2]));
+  const V even = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(sums23), sums01);
+  const V odd = hn::OddEvenBlocks(sums23, hn::SwapAdjacentBlocks(sums01));
+  const V q0213 = ClampLogit(d, hn::Add(even, odd));
+  const hn::Half<D> half;
+  const hn::Half<decltype(half)> four;
+  const auto q02 = hn::LowerHalf(half, q0213), q13 = hn::UpperHalf(half, q0213);
+  hn::StoreU(hn::LowerHalf(four, q02), four, logits.From(0, 0).data);
+  hn::StoreU(hn::LowerHalf(four, q13), four, logits.From(1, 0).data);
+  hn::StoreU(hn::UpperHalf(four, q02), four, logits.From(2, 0).data);
+  hn::StoreU(hn::UpperHalf(four, q13), four, logits.From(3, 0).data);
+}
+
+// Stores the logits of four rows: that of query q and row i is the sum over all lanes of
+// sums[q][i]. Queries share what adds up blocks; each sum is made in the same order whatever the
+// number of queries.
+template <int kQueries, class D, class V = hn::Vec<D>>
+HWY_INLINE void StoreLogits(D d, const V (*sums)[4], PerQuery logits) {
+  const hn::FixedTag<float, 4> four;
+  V blocks[kQueries];
+  HWY_UNROLL(4)
+  for (int q = 0; q < kQueries; ++q) blocks[q] = BlockSumsOfFour(d, sums[q]);
+  if constexpr (hn::MaxLanes(D()) == 4 || kQueries == 1) {
+    HWY_UNROLL(4)
+    for (int q = 0; q < kQueries; ++q) {
+      hn::StoreU(ClampLogit(four, SumOfBlocks(d, blocks[q])), four, logits.From(q, 0).data);
+    }
+  } else if constexpr (hn::MaxLanes(D()) == 16 && kQueries == 4) {
+    StoreLogitsOfFour(d, blocks, logits);
+  } else {
+    HWY_UNROLL(2)
+    for (int q = 0; q < kQueries; q += 2) {
+      StoreLogitsOfTwo(d, blocks[q], blocks[q + 1], logits.From(q, 0));
+    }
+  }
+}
+
 // logits = queries . rows for the four rows at `rows`. Each row is promoted once, each query loaded
 // once, and the horizontal sums of four rows share their shuffles.
 template <DType kType, int kQueries, class D>
@@ -193,7 +259,6 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const fl
                             PerQuery logits) {
   using V = hn::Vec<D>;
   const int n = static_cast<int>(hn::Lanes(d));
-  const hn::FixedTag<float, 4> four;
   V sums[kQueries][4];
   HWY_UNROLL(4)
   for (int q = 0; q < kQueries; ++q) {
@@ -217,10 +282,7 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const fl
       }
     }
   }
-  HWY_UNROLL(4)
-  for (int q = 0; q < kQueries; ++q) {
-    hn::StoreU(ClampLogit(four, SumsOfFour(d, sums[q])), four, logits.From(q, 0).data);
-  }
+  StoreLogits<kQueries>(d, sums, logits);
 }
 
 // logits = queries . rows; queries are [num_queries, rows.dim] in paired order. What lies at

@@ -19,7 +19,7 @@ struct RowTile {
   // The last row is repeated to the end, so that kernels may read whole groups of rows.
   const std::byte* keys[kRows];
   const std::byte* values[kRows];
-  // If they are wanted, of the first num_rows.
+  // Where asked for: of the first num_rows, and the least and the greatest of them.
   int64_t positions[kRows];
   int64_t first_position = 0;
   int64_t last_position = 0;
@@ -28,7 +28,7 @@ struct RowTile {
 // Walks the rows of `ranges` in order.
 class RowTiles {
  public:
-  // Positions of scattered rows lie as far apart as the rows: to look them up takes time.
+  // Without `with_positions` those of tiles are left as they are.
   RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, bool with_positions)
       : ranges_(ranges),
         with_positions_(with_positions),
@@ -66,10 +66,11 @@ class RowTiles {
  private:
   void Append(const KvRange& range, int64_t count, RowTile* tile) const {
     const int at = tile->num_rows;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t token = token_ + i;
-      tile->keys[at + i] = range.keys + token * key_bytes_;
-      tile->values[at + i] = range.values + token * value_bytes_;
+    const std::byte* key = range.keys + token_ * key_bytes_;
+    const std::byte* value = range.values + token_ * value_bytes_;
+    for (int64_t i = 0; i < count; ++i, key += key_bytes_, value += value_bytes_) {
+      tile->keys[at + i] = key;
+      tile->values[at + i] = value;
     }
     for (int64_t i = 0; i < count && with_positions_; ++i) {
       const int64_t token = token_ + i;

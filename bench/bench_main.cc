@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "fmt/format.h"
@@ -41,6 +44,18 @@ class KeepingReporter : public benchmark::ConsoleReporter {
   Milliseconds times_;
   bool failed_ = false;
 };
+
+// As the kernel names it; results of different machines are told apart by it.
+std::string CpuModel() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (!absl::StartsWith(line, "model name")) continue;
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    return std::string(absl::StripAsciiWhitespace(line.substr(colon + 1)));
+  }
+  return "unknown";
+}
 
 void PrintUsage(const char* program, const std::vector<Option>& options) {
   fmt::print("usage: {} [OPTIONS]\n", program);
@@ -105,6 +120,7 @@ int BenchMain(int argc, char** argv, const std::vector<Option>& options,
   std::vector<char*> pointers;
   for (std::string& argument : rest) pointers.push_back(argument.data());
   int count = static_cast<int>(pointers.size());
+  benchmark::AddCustomContext("cpu_model", CpuModel());
   benchmark::Initialize(&count, pointers.data());
   if (benchmark::ReportUnrecognizedArguments(count, pointers.data())) return 2;
   if (const absl::Status status = prepare(); !status.ok()) {

@@ -11,6 +11,10 @@
 namespace wavekv::bench {
 namespace {
 
+// Heads need so many tokens before their queries. Of those of shorter layers the first ones are
+// taken.
+constexpr int64_t kHeadTokensMin = 1024;
+
 // Calls task(head) for every head, on all processors.
 template <typename Task>
 void ForEachHead(int num_heads, const Task& task) {
@@ -39,7 +43,7 @@ absl::StatusOr<SyntheticLayer> SyntheticLayer::Create(const SyntheticLayerSpec& 
   std::vector<std::optional<absl::StatusOr<synthetic::SyntheticHead>>> heads(spec.num_kv_heads);
   ForEachHead(spec.num_kv_heads, [&](int head) {
     synthetic::SyntheticHeadSpec head_spec;
-    head_spec.num_tokens = spec.num_tokens;
+    head_spec.num_tokens = std::max(spec.num_tokens, kHeadTokensMin + spec.num_queries);
     head_spec.head_dim = spec.head_dim;
     head_spec.gqa_group_size = spec.gqa_group_size;
     head_spec.num_queries = spec.num_queries;

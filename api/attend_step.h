@@ -86,7 +86,8 @@ struct SketchPart {
   int64_t first_cluster = 0;  // in sketch_clusters
   int64_t num_clusters = 0;
   int64_t first_token = 0;  // among the unit's
-  size_t first_value = 0;   // of its chosen tokens in rows.value_rows()
+  int64_t num_tokens = 0;
+  size_t first_value = 0;  // of its chosen tokens in rows.value_rows()
   size_t num_values = 0;
 };
 
@@ -266,6 +267,13 @@ class AttendStep {
   // And in the estimation zone.
   int64_t AnsweredTokens(const ZoneUnit& unit) const;
   void AddSketch(ZoneUnit& unit);
+  // The first token in [begin, end) that was chosen, or end.
+  static int64_t NextChosen(const uint8_t* chosen, int64_t begin, int64_t end);
+  // Visits the clusters of a part, whose tokens start at `first_item` of `chosen`, that have chosen
+  // tokens.
+  void ForEachChosenCluster(
+      const ClusterIndex& index, const SketchPart& part, int64_t first_item,
+      absl::FunctionRef<void(uint32_t cluster, int64_t first_item, int64_t size)> visit) const;
   absl::Status RankTokens();
   void ReadMostlyChosenWhole(ZoneUnit& unit);
   MassEstimate mass() const {

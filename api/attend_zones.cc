@@ -144,22 +144,18 @@ void AttendStep::AddChosenRanges(const ZoneUnit& unit, RowGroup& rows) {
     const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
     SketchPart& part = ws_.sketch_parts[unit.first_index + i];
     part.first_value = rows.num_values();
-    for (int64_t c = 0; c < part.num_clusters; ++c) {
-      const uint32_t cluster = ws_.sketch_clusters[part.first_cluster + c];
-      const int64_t size = index.cluster_size(cluster);
-      const uint8_t* chosen = ws_.chosen.data() + item;
-      // Runs of chosen tokens, which lie side by side.
-      for (int64_t begin = 0; begin < size;) {
-        int64_t end = begin;
+    // Runs of chosen tokens of a cluster, which lie side by side.
+    ForEachChosenCluster(index, part, item, [&](uint32_t cluster, int64_t first, int64_t size) {
+      const uint8_t* chosen = ws_.chosen.data() + first;
+      for (int64_t begin = NextChosen(chosen, 0, size); begin < size;) {
+        int64_t end = begin + 1;
         while (end < size && chosen[end] != 0) ++end;
-        if (end > begin) {
-          rows.AddWithValues(
-              {ws_.heads[unit.first_index + i], cluster, begin, end - begin, item + begin});
-        }
-        begin = end + 1;
+        rows.AddWithValues(
+            {ws_.heads[unit.first_index + i], cluster, begin, end - begin, first + begin});
+        begin = NextChosen(chosen, end, size);
       }
-      item += size;
-    }
+    });
+    item += part.num_tokens;
     part.num_values = rows.num_values() - part.first_value;
   }
 }

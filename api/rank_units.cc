@@ -1,5 +1,6 @@
 // The part of AttendStep that decides what rows answered by zones read: score, select.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -299,6 +300,34 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
   return backend_.SelectClusters(ws_.select_tasks);
 }
 
+int64_t AttendStep::NextChosen(const uint8_t* chosen, int64_t begin, int64_t end) {
+  // Few are, so eight are asked about at once.
+  for (; begin + 8 <= end; begin += 8) {
+    uint64_t flags;
+    std::memcpy(&flags, chosen + begin, 8);
+    if (flags != 0) return begin + std::countr_zero(flags) / 8;
+  }
+  while (begin < end && chosen[begin] == 0) ++begin;
+  return begin;
+}
+
+void AttendStep::ForEachChosenCluster(
+    const ClusterIndex& index, const SketchPart& part, int64_t first_item,
+    absl::FunctionRef<void(uint32_t cluster, int64_t first_item, int64_t size)> visit) const {
+  const uint8_t* const chosen = ws_.chosen.data() + first_item;
+  const uint32_t* clusters = ws_.sketch_clusters.data() + part.first_cluster;
+  int64_t cluster_begin = 0;
+  for (int64_t token = NextChosen(chosen, 0, part.num_tokens); token < part.num_tokens;) {
+    int64_t size = index.cluster_size(*clusters);
+    while (cluster_begin + size <= token) {
+      cluster_begin += size;
+      size = index.cluster_size(*++clusters);
+    }
+    visit(*clusters, first_item + cluster_begin, size);
+    token = NextChosen(chosen, cluster_begin + size, part.num_tokens);
+  }
+}
+
 void AttendStep::AddSketch(ZoneUnit& unit) {
   unit.first_sketch_token = static_cast<int64_t>(ws_.chosen.size());
   int64_t cluster = unit.first_cluster;
@@ -319,6 +348,7 @@ void AttendStep::AddSketch(ZoneUnit& unit) {
       at = zones + c + 1;
     }
     part.num_clusters = static_cast<int64_t>(ws_.sketch_clusters.size()) - part.first_cluster;
+    part.num_tokens = unit.num_sketch_tokens - part.first_token;
     ws_.sketch_parts.push_back(part);
     cluster += index.num_clusters;
   }
@@ -388,19 +418,18 @@ absl::Status AttendStep::RankTokens() {
 // A cluster of which more than half was chosen is one run of bytes, and its few others would be
 // answered by what is left of a rounded mean.
 void AttendStep::ReadMostlyChosenWhole(ZoneUnit& unit) {
-  uint8_t* chosen = ws_.chosen.data() + unit.first_sketch_token;
+  int64_t item = unit.first_sketch_token;
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
-    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
     const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
-    for (int64_t c = 0; c < part.num_clusters; ++c) {
-      const int64_t size = index.cluster_size(ws_.sketch_clusters[part.first_cluster + c]);
-      const auto num_chosen = std::count(chosen, chosen + size, uint8_t{1});
-      if (2 * num_chosen > size) {
-        std::fill_n(chosen, size, uint8_t{1});
-        unit.num_chosen += size - num_chosen;
-      }
-      chosen += size;
-    }
+    ForEachChosenCluster(*ws_.indexes[unit.first_index + i], part, item,
+                         [&](uint32_t /*cluster*/, int64_t first, int64_t size) {
+                           uint8_t* chosen = ws_.chosen.data() + first;
+                           const auto num_chosen = std::count(chosen, chosen + size, uint8_t{1});
+                           if (2 * num_chosen <= size) return;
+                           std::fill_n(chosen, size, uint8_t{1});
+                           unit.num_chosen += size - num_chosen;
+                         });
+    item += part.num_tokens;
   }
 }
 

@@ -30,6 +30,16 @@ struct Scratch {
   RowTile tiles[2];
 };
 
+// Inlined, or the compiler takes calls for idle and leaves them out.
+HWY_INLINE void PrefetchTile(const RowTile& tile, const KvShape& shape) {
+  for (int r = 0; r < tile.num_rows; ++r) {
+    PrefetchBytes(tile.keys[r], shape.head_dim_k * DTypeBytes(shape.dtype));
+  }
+  for (int r = 0; r < tile.num_rows; ++r) {
+    PrefetchBytes(tile.values[r], shape.head_dim_v * DTypeBytes(shape.dtype));
+  }
+}
+
 // Hides from each query what it does not see.
 void MaskLogits(const AttendRowsTask& task, const RowTile& tile, PerQuery logits) {
   for (int q = 0; q < task.num_queries; ++q) {
@@ -69,7 +79,10 @@ void Attend(const AttendRowsTask& task) {
   RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
-  for (bool more = rows.Next(tile); more; std::swap(tile, next)) {
+  bool more = rows.Next(tile);
+  // Later tiles are asked for while the one before is worked on.
+  if (more) PrefetchTile(*tile, task.shape);
+  for (; more; std::swap(tile, next)) {
     more = rows.Next(next);
     AttendTile<kType>(task, *tile, more ? *next : *tile, scratch);
   }

@@ -185,10 +185,22 @@ void StoreErrors(const EstimateClustersTask& task, const EstimateParts& parts) {
   }
 }
 
+// The first means and values that will be added up, later ones are asked for on the way. Inlined,
+// or the compiler takes calls for idle and leaves them out.
+HWY_INLINE void PrefetchFirst(const ClusterIndex& index, const EstimateParts& parts) {
+  for (size_t i = 0; i < std::min<size_t>(kTile, parts.clusters.size()); ++i) {
+    PrefetchBytes(index.value_means.row(parts.clusters[i]), index.value_means.row_bytes);
+  }
+  for (size_t i = 0; i < std::min<size_t>(kTile, parts.taken_tokens.size()); ++i) {
+    PrefetchBytes(parts.taken_tokens[i].value, index.value_row_bytes());
+  }
+}
+
 void EstimateClustersOf(const EstimateClustersTask& task) {
   // Grows to the largest index that the thread has seen.
   thread_local EstimateParts parts;
   parts.Load(task);
+  PrefetchFirst(*task.index, parts);
   if (task.missing_lse != nullptr) LoadSpreads(task, parts);
   for (int q = 0; q < task.num_queries; q += EstimateParts::kBatch) {
     BatchMasses(task, q, parts).Compute();

@@ -60,6 +60,16 @@ class BatchWeights {
   Numbers TokenMass(int64_t token) const {
     return hn::LoadU(Tag(), parts_.token_masses.data() + token * kBatch);
   }
+  // Of the tokens [begin, end): two sums, as each waits for its last addition.
+  Numbers TokenMasses(int64_t begin, int64_t end) const {
+    Numbers even = hn::Zero(Tag()), odd = hn::Zero(Tag());
+    for (; begin + 2 <= end; begin += 2) {
+      even = hn::Add(even, TokenMass(begin));
+      odd = hn::Add(odd, TokenMass(begin + 1));
+    }
+    if (begin < end) even = hn::Add(even, TokenMass(begin));
+    return hn::Add(even, odd);
+  }
   static Numbers Number(int64_t x) { return hn::Set(Tag(), static_cast<float>(x)); }
   void SetWeight(int64_t cluster, Numbers weight) {
     hn::StoreU(weight, Tag(), cluster_weights_ + cluster * kBatch);
@@ -143,13 +153,12 @@ class BatchWeights {
     Numbers mass = hn::Zero(d), taken = hn::Zero(d);
     int64_t token = sketch.first_token;
     for (int64_t i = sketch.first_taken; i < sketch.end_taken; ++i, ++token) {
-      for (; token < parts_.taken_tokens[i].sketch_token; ++token) {
-        mass = hn::Add(mass, TokenMass(token));
-      }
+      mass = hn::Add(mass, TokenMasses(token, parts_.taken_tokens[i].sketch_token));
+      token = parts_.taken_tokens[i].sketch_token;
       taken = hn::Add(taken, TokenMass(token));
       hn::StoreU(hn::Zero(d), d, taken_weights_ + i * kBatch);
     }
-    for (; token < sketch.end_token; ++token) mass = hn::Add(mass, TokenMass(token));
+    mass = hn::Add(mass, TokenMasses(token, sketch.end_token));
     hn::StoreU(hn::Add(mass, taken), d, parts_.cluster_masses.data() + cluster * kBatch);
     if (num_left == 0) return mass;
     mass_ = hn::Add(mass_, mass);

@@ -151,25 +151,98 @@ void MultiplySupers(const ClusterIndex& index, const Queries& queries, float* ba
   }
 }
 
-// Scores the clusters [first, end), of super-clusters from `super` on, whose products are given.
-void ScoreRange(const ScoreClustersTask& task, const Queries& queries, const MeanProducts& products,
-                const float* super_logits, int64_t super, int64_t first, int64_t end) {
-  const ClusterIndex& index = *task.index;
-  for (; first < end; first += kTile) {
-    const int count = static_cast<int>(std::min<int64_t>(kTile, end - first));
-    const float* bases[kTile];
-    for (int i = 0; i < count; ++i) {
-      while (first + i >= index.super_offsets[super + 1]) ++super;
-      bases[i] = super_logits + super * kQueries;
+// Some clusters of opened super-clusters: runs of neighbours.
+class ClusterTile {
+ public:
+  // super_logits [num_supers, kQueries]: products with the super-clusters.
+  ClusterTile(const ScoreClustersTask& task, const Queries& queries, const float* super_logits)
+      : task_(task),
+        index_(*task.index),
+        queries_(queries),
+        super_logits_(super_logits),
+        products_(queries, index_.centroids, index_.statistics) {}
+
+  // Scores the clusters of a super-cluster, or lists them to be scored with others.
+  void Add(int64_t super) {
+    int64_t first = index_.super_offsets[super];
+    const int64_t end = index_.super_offsets[super + 1];
+    while (first < end) {
+      const int added = static_cast<int>(std::min<int64_t>(kTile - count_, end - first));
+      if (num_runs_ > 0 && runs_[num_runs_ - 1].end == first) {
+        runs_[num_runs_ - 1].end += added;
+      } else {
+        runs_[num_runs_++] = {first, first + added};
+      }
+      std::fill_n(bases_ + count_, added, super_logits_ + super * kQueries);
+      count_ += added;
+      first += added;
+      if (count_ == kTile) Flush();
     }
-    alignas(64) float batches[kTile * kQueries];
-    products.Multiply(first, count, bases, batches);
-    const int64_t at = queries.begin * task.stride + first;
-    FinishTile(batches, count, queries, {index.log_sizes + first, index.key_spreads + first},
-               {task.mass, task.ranking, task.log_masses + at,
-                task.rank_scores == nullptr ? nullptr : task.rank_scores + at, task.stride});
   }
-}
+
+  // Scores those that are listed.
+  void Flush() {
+    alignas(64) float batches[kTile * kQueries];
+    int at = 0;
+    for (int r = 0; r < num_runs_; ++r) {
+      const int count = static_cast<int>(runs_[r].end - runs_[r].first);
+      products_.Multiply(runs_[r].first, count, bases_ + at, batches + at * kQueries);
+      at += count;
+    }
+    if (num_runs_ == 1) {
+      const int64_t first = runs_[0].first;
+      const int64_t to = queries_.begin * task_.stride + first;
+      FinishTile(batches, count_, queries_, {index_.log_sizes + first, index_.key_spreads + first},
+                 {task_.mass, task_.ranking, task_.log_masses + to,
+                  task_.rank_scores == nullptr ? nullptr : task_.rank_scores + to, task_.stride});
+    } else if (num_runs_ > 1) {
+      FinishRuns(batches);
+    }
+    num_runs_ = count_ = 0;
+  }
+
+ private:
+  struct Run {
+    int64_t first;
+    int64_t end;
+  };
+
+  void FinishRuns(const float* batches) const {
+    alignas(64) float log_sizes[kTile], key_spreads[kTile];
+    alignas(64) float log_masses[kQueries * kTile], rank_scores[kQueries * kTile];
+    int at = 0;
+    for (int r = 0; r < num_runs_; ++r) {
+      std::copy(index_.log_sizes + runs_[r].first, index_.log_sizes + runs_[r].end, log_sizes + at);
+      std::copy(index_.key_spreads + runs_[r].first, index_.key_spreads + runs_[r].end,
+                key_spreads + at);
+      at += static_cast<int>(runs_[r].end - runs_[r].first);
+    }
+    FinishTile(batches, count_, queries_, {log_sizes, key_spreads},
+               {task_.mass, task_.ranking, log_masses, rank_scores, kTile});
+    for (int q = 0; q < queries_.count; ++q) {
+      const int64_t to = (queries_.begin + q) * task_.stride;
+      at = q * kTile;
+      for (int r = 0; r < num_runs_; ++r) {
+        const int64_t count = runs_[r].end - runs_[r].first;
+        std::copy_n(log_masses + at, count, task_.log_masses + to + runs_[r].first);
+        if (task_.rank_scores != nullptr) {
+          std::copy_n(rank_scores + at, count, task_.rank_scores + to + runs_[r].first);
+        }
+        at += static_cast<int>(count);
+      }
+    }
+  }
+
+  const ScoreClustersTask& task_;
+  const ClusterIndex& index_;
+  const Queries& queries_;
+  const float* const super_logits_;
+  const MeanProducts products_;
+  int num_runs_ = 0;
+  int count_ = 0;
+  Run runs_[kTile];
+  const float* bases_[kTile];
+};
 
 // The clusters of a super-cluster that is not opened.
 void ShareMass(const ScoreClustersTask& task, const Queries& queries, int64_t super) {
@@ -206,17 +279,15 @@ void ScoreClustersOf(const ScoreClustersTask& task) {
   for (int q = 0; q < task.num_queries; q += kQueries) {
     queries.Load(task.queries, task.num_queries, index, q);
     MultiplySupers(index, queries, super_logits);
-    const MeanProducts products(queries, index.centroids, index.statistics);
-    for (int64_t super = 0; super < index.num_supers;) {
-      if (!opened(super)) {
-        ShareMass(task, queries, super++);
-        continue;
+    ClusterTile tile(task, queries, super_logits);
+    for (int64_t super = 0; super < index.num_supers; ++super) {
+      if (opened(super)) {
+        tile.Add(super);
+      } else {
+        ShareMass(task, queries, super);
       }
-      const int64_t first = super;
-      while (super < index.num_supers && opened(super)) ++super;
-      ScoreRange(task, queries, products, super_logits, first, index.super_offsets[first],
-                 index.super_offsets[super]);
     }
+    tile.Flush();
   }
 }
 

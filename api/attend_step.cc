@@ -346,6 +346,7 @@ absl::Status AttendStep::AttendPiecesInWork() {
       AttendRowsTask task;
       task.queries = batch_.queries.data() + part.first_state * model_.head_dim_k;
       task.num_queries = part.num_queries;
+      task.query_scale = model_.scale();
       if (part.first_visible_end >= 0) {
         task.visible_end = ws_.visible_ends.data() + part.first_visible_end;
       }

@@ -1,13 +1,19 @@
 // Exact attention on the CPU: a decode step over a long context, the same from scattered clusters,
-// a prefill chunk; and how fast the same bytes can be read at all.
+// a prefill chunk; and how fast the same bytes can be read at all. The last lines, one for each
+// group, type, head_dim and context, set a step's dense attention against reading its bytes:
+//
+//   dense group=8 dtype=bf16 head_dim=128 tokens=131072 dense_ms=.. stream_ms=.. ratio_to_stream=..
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -19,6 +25,7 @@
 #include "bench/bench_main.h"
 #include "bench/stream_read.h"
 #include "cpu/cpu_backend.h"
+#include "fmt/format.h"
 #include "storage/float16.h"
 #include "tests/testing/naive_attention.h"
 
@@ -37,12 +44,15 @@ struct Setup {
   int gqa;
   DType dtype;
 
+  Setup(int64_t num_tokens, int64_t num_kv_heads, int64_t dim, int64_t group, DType type)
+      : tokens(num_tokens),
+        kv_heads(static_cast<int>(num_kv_heads)),
+        head_dim(static_cast<int>(dim)),
+        gqa(static_cast<int>(group)),
+        dtype(type) {}
   explicit Setup(const benchmark::State& state)
-      : tokens(state.range(0)),
-        kv_heads(static_cast<int>(state.range(1))),
-        head_dim(static_cast<int>(state.range(2))),
-        gqa(static_cast<int>(state.range(3))),
-        dtype(static_cast<DType>(state.range(4))) {}
+      : Setup(state.range(0), state.range(1), state.range(2), state.range(3),
+              static_cast<DType>(state.range(4))) {}
 
   int64_t row_bytes() const { return head_dim * DTypeBytes(dtype); }
   int64_t head_bytes() const { return 2 * tokens * row_bytes(); }
@@ -95,12 +105,20 @@ class Layer {
 // One AttendRows call for all kv heads.
 class Call {
  public:
-  Call(const Setup& setup, int queries_per_head) : setup_(setup), num_queries_(queries_per_head) {
+  // Queries are of `query_type`, times the softmax scale.
+  Call(const Setup& setup, int queries_per_head, DType query_type)
+      : setup_(setup),
+        num_queries_(queries_per_head),
+        scale_(1.0f / std::sqrt(static_cast<float>(setup.head_dim))) {
     std::mt19937_64 engine(2);
-    std::normal_distribution<float> gaussian(0.0f, 1.0f / std::sqrt(1.0f * setup.head_dim));
+    std::normal_distribution<float> gaussian;
     const int64_t count = int64_t{setup.kv_heads} * num_queries_ * setup.head_dim;
     queries_.resize(count);
-    for (float& q : queries_) q = gaussian(engine);
+    for (float& q : queries_) {
+      std::byte element[sizeof(float)];
+      StoreElement(element, query_type, 0, gaussian(engine));
+      q = LoadElement(element, query_type, 0) * scale_;
+    }
     output_.resize(count);
     lse_.resize(setup.kv_heads * num_queries_);
     ranges_.resize(setup.kv_heads);
@@ -115,6 +133,7 @@ class Call {
       const int64_t at = int64_t{head} * num_queries_;
       tasks.push_back({.queries = queries_.data() + at * setup_.head_dim,
                        .num_queries = num_queries_,
+                       .query_scale = scale_,
                        .visible_end = visible_end_.empty() ? nullptr : visible_end_.data(),
                        .shape = {setup_.head_dim, setup_.head_dim, setup_.dtype},
                        .ranges = ranges_[head],
@@ -153,12 +172,19 @@ class Call {
  private:
   const Setup setup_;
   const int num_queries_;  // per kv head
+  const float scale_;
   std::vector<float> queries_, output_, lse_;
   std::vector<int64_t> visible_end_;
   std::vector<std::vector<KvRange>> ranges_;
 };
 
-int NumThreads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+// The options, as lists because that is how they are read.
+std::vector<int64_t> g_threads = {std::max(1u, std::thread::hardware_concurrency())};
+std::vector<int64_t> g_tokens = {8192, 131072};
+std::vector<int64_t> g_groups = {1, 2, 4, 8, 16};
+std::vector<int64_t> g_head_dims = {64, 128};
+
+int NumThreads() { return static_cast<int>(g_threads[0]); }
 
 // Checks once, then times.
 void Run(benchmark::State& state, Call& call) {
@@ -175,7 +201,7 @@ void Run(benchmark::State& state, Call& call) {
 void DecodeDense(benchmark::State& state) {
   const Setup setup(state);
   const Layer layer(setup);
-  Call call(setup, setup.gqa);
+  Call call(setup, setup.gqa, setup.dtype);
   for (int head = 0; head < setup.kv_heads; ++head) call.ranges(head) = {layer.Dense(head)};
   Run(state, call);
   state.SetBytesProcessed(state.iterations() * setup.kv_bytes());
@@ -186,7 +212,7 @@ void DecodeClusters(benchmark::State& state) {
   constexpr int64_t kClusterTokens = 16;
   const Setup setup(state);
   const Layer layer(setup);
-  Call call(setup, setup.gqa);
+  Call call(setup, setup.gqa, setup.dtype);
   std::mt19937_64 engine(3);
   std::vector<int64_t> clusters(setup.tokens / kClusterTokens);
   const int64_t read = static_cast<int64_t>(clusters.size()) / 8;
@@ -210,7 +236,7 @@ void PrefillChunk(benchmark::State& state) {
   constexpr int64_t kChunk = 512;
   const Setup setup(state);
   const Layer layer(setup);
-  Call call(setup, static_cast<int>(kChunk) * setup.gqa);
+  Call call(setup, static_cast<int>(kChunk) * setup.gqa, setup.dtype);
   std::vector<int64_t> visible_end;
   for (int64_t row = 0; row < kChunk; ++row) {
     visible_end.insert(visible_end.end(), setup.gqa, setup.tokens - kChunk + row + 1);
@@ -245,6 +271,110 @@ void RandomRead(benchmark::State& state) {
     benchmark::DoNotOptimize(bench::RandomRead(bytes, num_pieces, piece_bytes, *pool));
   }
   state.SetBytesProcessed(state.iterations() * num_pieces * piece_bytes);
+}
+
+// ---- dense attention beside reading the same bytes ----
+
+// What was measured of a cell of the table: seconds of the fastest repetition.
+struct DenseCell {
+  Setup setup;
+  double dense = std::numeric_limits<double>::infinity();
+  double stream = std::numeric_limits<double>::infinity();
+};
+
+double SecondsOf(const std::function<void()>& run) {
+  const auto begin = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// All kv heads over all tokens, in pieces as a step cuts them, and reads of the same bytes between:
+// whatever else the machine does meets both.
+void Dense(benchmark::State& state, DenseCell& cell) {
+  constexpr int64_t kPieceTokens = 1024;
+  const Setup& setup = cell.setup;
+  const Layer layer(setup);
+  const std::unique_ptr<Executor> pool = MakeThreadPool(NumThreads());
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(pool.get());
+  const int64_t num_pieces = (setup.tokens + kPieceTokens - 1) / kPieceTokens;
+  std::vector<std::unique_ptr<Call>> calls;
+  std::vector<AttendRowsTask> tasks;
+  for (int64_t piece = 0; piece < num_pieces; ++piece) {
+    calls.push_back(std::make_unique<Call>(setup, setup.gqa, setup.dtype));
+    for (int head = 0; head < setup.kv_heads; ++head) {
+      const int64_t begin = piece * kPieceTokens;
+      KvRange range = layer.Dense(head);
+      range.keys += begin * setup.row_bytes();
+      range.values += begin * setup.row_bytes();
+      range.num_tokens = std::min(kPieceTokens, setup.tokens - begin);
+      calls.back()->ranges(head) = {range};
+    }
+    const std::vector<AttendRowsTask> of_piece = calls.back()->Tasks();
+    tasks.insert(tasks.end(), of_piece.begin(), of_piece.end());
+  }
+  // A head after the other.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const auto& a, const auto& b) {
+    return a.ranges[0].keys < b.ranges[0].keys;
+  });
+  if (!backend->AttendRows(tasks).ok() || !calls[0]->IsRight()) {
+    state.SkipWithError("the result differs from the reference");
+    return;
+  }
+  const absl::Span<const std::byte> bytes(layer.data(), setup.kv_bytes());
+  for (auto _ : state) {
+    const double dense =
+        SecondsOf([&] { benchmark::DoNotOptimize(backend->AttendRows(tasks).ok()); });
+    cell.dense = std::min(cell.dense, dense);
+    cell.stream = std::min(
+        cell.stream, SecondsOf([&] { benchmark::DoNotOptimize(bench::StreamRead(bytes, *pool)); }));
+    state.SetIterationTime(dense);
+  }
+  state.SetBytesProcessed(state.iterations() * setup.kv_bytes());
+  state.counters["ratio_to_stream"] = cell.dense / cell.stream;
+}
+
+std::vector<DenseCell>& DenseCells() {
+  static auto& cells = *new std::vector<DenseCell>;
+  return cells;
+}
+
+absl::Status RegisterDense() {
+  constexpr int kKvHeads = 8;
+  std::vector<DenseCell>& cells = DenseCells();
+  for (int64_t tokens : g_tokens) {
+    for (int64_t head_dim : g_head_dims) {
+      if (head_dim % kHeadDimStep != 0) {
+        return absl::InvalidArgumentError(
+            fmt::format("--head_dims: multiples of {}, got {}", kHeadDimStep, head_dim));
+      }
+      for (DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+        for (int64_t group : g_groups) {
+          cells.push_back({Setup(tokens, kKvHeads, head_dim, group, dtype)});
+        }
+      }
+    }
+  }
+  for (DenseCell& cell : cells) {
+    const Setup& setup = cell.setup;
+    const std::string name = fmt::format("Dense/group:{}/dtype:{}/head_dim:{}/tokens:{}", setup.gqa,
+                                         DTypeName(setup.dtype), setup.head_dim, setup.tokens);
+    benchmark::RegisterBenchmark(name.c_str(),
+                                 [&cell](benchmark::State& state) { Dense(state, cell); })
+        ->Unit(benchmark::kMillisecond)
+        ->UseManualTime();
+  }
+  return absl::OkStatus();
+}
+
+void PrintDense() {
+  for (const DenseCell& cell : DenseCells()) {
+    if (!std::isfinite(cell.dense)) continue;  // filtered out
+    fmt::print(
+        "dense group={} dtype={} head_dim={} tokens={} dense_ms={:.3f} stream_ms={:.3f} "
+        "ratio_to_stream={:.3f}\n",
+        cell.setup.gqa, DTypeName(cell.setup.dtype), cell.setup.head_dim, cell.setup.tokens,
+        cell.dense * 1e3, cell.stream * 1e3, cell.dense / cell.stream);
+  }
 }
 
 constexpr int64_t kBf16 = static_cast<int64_t>(DType::kBFloat16);
@@ -294,6 +424,13 @@ BENCHMARK(PrefillChunk)->Apply(PrefillArgs);
 }  // namespace wavekv
 
 int main(int argc, char** argv) {
+  using wavekv::bench::NumbersOption;
+  constexpr int64_t kMaxTokens = int64_t{1} << 24;
   return wavekv::bench::BenchMain(
-      argc, argv, {}, [] { return absl::OkStatus(); }, [](const wavekv::bench::Milliseconds&) {});
+      argc, argv,
+      {NumbersOption("tokens", "contexts of Dense", 1, kMaxTokens, &wavekv::g_tokens),
+       NumbersOption("groups", "query heads per kv head of Dense", 1, 64, &wavekv::g_groups),
+       NumbersOption("head_dims", "head_dims of Dense", 8, 512, &wavekv::g_head_dims),
+       NumbersOption("threads", "of everything, a number", 1, 1024, &wavekv::g_threads)},
+      wavekv::RegisterDense, [](const wavekv::bench::Milliseconds&) { wavekv::PrintDense(); });
 }

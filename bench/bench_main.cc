@@ -11,8 +11,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "fmt/format.h"
+#include "wavekv/instruction_sets.h"
 
 namespace wavekv::bench {
 namespace {
@@ -62,6 +64,8 @@ void PrintUsage(const char* program, const std::vector<Option>& options) {
   for (const Option& option : options) {
     fmt::print("  --{}=...  {}\n", option.name, option.help);
   }
+  fmt::print("  --instructions=NAME  the best instruction set to use, of {}\n",
+             absl::StrJoin(InstructionSets(), ", "));
   fmt::print(
       "  --json=FILE  also write the results as JSON\n"
       "  --benchmark_...  Google Benchmark's own: filter, min_time, repetitions\n");
@@ -105,6 +109,13 @@ int BenchMain(int argc, char** argv, const std::vector<Option>& options,
     if (name == "--json") {
       rest.push_back("--benchmark_out=" + value);
       rest.push_back("--benchmark_out_format=json");
+      continue;
+    }
+    if (name == "--instructions") {
+      if (const absl::Status status = SetInstructionSet(value); !status.ok()) {
+        fmt::print(stderr, "--instructions: {}\n", std::string(status.message()));
+        return 2;
+      }
       continue;
     }
     const auto option = std::find_if(options.begin(), options.end(), [&](const Option& candidate) {

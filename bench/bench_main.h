@@ -31,9 +31,9 @@ Option NumbersOption(std::string name, std::string help, int64_t low, int64_t hi
 Option TextOption(std::string name, std::string help, std::string* text);
 
 // Reads the options, lets `prepare` register benchmarks, runs them and calls `finish` with their
-// times. --json=FILE writes Google Benchmark's JSON; its own --benchmark_* flags work too. Returns
-// main()'s result: 1 when preparation or a benchmark failed, 2 for arguments that are not
-// understood.
+// times. --instructions=NAME keeps the CPU's kernels to an instruction set, --json=FILE writes
+// Google Benchmark's JSON; its own --benchmark_* flags work too. Returns main()'s result: 1 when
+// preparation or a benchmark failed, 2 for arguments that are not understood.
 int BenchMain(int argc, char** argv, const std::vector<Option>& options,
               const std::function<absl::Status()>& prepare,
               const std::function<void(const Milliseconds&)>& finish);

@@ -7,11 +7,13 @@
 
 #include "cpu/row_tiles.h"
 #include "cpu/targets.h"
+#include "wavekv/instruction_sets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/attend_few_queries.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/bf16_products-inl.h"
 #include "cpu/exp-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "cpu/softmax-inl.h"
@@ -21,10 +23,48 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// All state of a task, on the stack: 50 KiB.
-struct Scratch {
+// Logits of rows of any type, by products in fp32.
+template <DType kType>
+struct Products {
   alignas(64) float queries[kFewQueries * kHeadDimMax];  // paired order
-  alignas(64) float sums[kFewQueries * kHeadDimMax];     // paired order; of unnormalised weights
+
+  void Prepare(const AttendRowsTask& task) {
+    const int dim = task.shape.head_dim_k;
+    WithVectorsFor(dim, [&](auto d) HWY_ATTR {
+      StorePaired<kType>(d, task.queries, task.num_queries * dim, queries);
+    });
+  }
+  void Dot(const Rows& keys, int num_queries, PerQuery logits) const {
+    WithVectorsFor(keys.dim,
+                   [&](auto d) HWY_ATTR { DotRows<kType>(d, keys, queries, num_queries, logits); });
+  }
+};
+
+#if WAVEKV_BF16_PRODUCTS
+// Logits of bf16 rows, by half as many products where the queries are of bf16 too. Those are exact
+// in fp32, so that the result is no less exact.
+struct Bf16Products {
+  // From as many queries on it pays to transpose rows.
+  static constexpr int kMinQueries = 6;
+
+  alignas(64) uint16_t queries[kFewQueries * kHeadDimMax];
+  float scale;
+  alignas(64) uint32_t pairs[PairsOfRows::Size(kHeadDimMax)];
+
+  // False where they are not.
+  bool Prepare(const AttendRowsTask& task) {
+    scale = task.query_scale;
+    return ToBf16Queries(task.queries, task.num_queries, task.shape.head_dim_k, scale, queries);
+  }
+  void Dot(const Rows& keys, int num_queries, PerQuery logits) {
+    DotBf16Rows(keys, {num_queries, scale, queries}, pairs, logits);
+  }
+};
+#endif
+
+// All state of a task besides its queries, on the stack: 50 KiB.
+struct Scratch {
+  alignas(64) float sums[kFewQueries * kHeadDimMax];  // paired order; of unnormalised weights
   alignas(64) float logits[kFewQueries * RowTile::kRows];
   OnlineSoftmax softmax[kFewQueries];
   RowTile tiles[2];
@@ -47,16 +87,14 @@ void MaskLogits(const AttendRowsTask& task, const RowTile& tile, PerQuery logits
   }
 }
 
-template <DType kType>
-void AttendTile(const AttendRowsTask& task, const RowTile& tile, const RowTile& next,
-                Scratch& scratch) {
+template <DType kType, class LogitsOf>
+void AttendTile(const AttendRowsTask& task, LogitsOf& products, const RowTile& tile,
+                const RowTile& next, Scratch& scratch) {
   const int dim_v = task.shape.head_dim_v;
   const Rows keys = {tile.keys, tile.num_rows, task.shape.head_dim_k, next.keys};
   const Rows values = {tile.values, tile.num_rows, dim_v, next.values};
   const PerQuery logits = {scratch.logits, RowTile::kRows};
-  WithVectorsFor(keys.dim, [&](auto d) HWY_ATTR {
-    DotRows<kType>(d, keys, scratch.queries, task.num_queries, logits);
-  });
+  products.Dot(keys, task.num_queries, logits);
   if (task.visible_end != nullptr) MaskLogits(task, tile, logits);
   for (int q = 0; q < task.num_queries; ++q) {
     const float shrink = scratch.softmax[q].Weigh(logits.From(q, 0).data, tile.num_rows).shrink;
@@ -67,16 +105,22 @@ void AttendTile(const AttendRowsTask& task, const RowTile& tile, const RowTile& 
   });
 }
 
-template <DType kType>
-void Attend(const AttendRowsTask& task) {
-  const int dim_k = task.shape.head_dim_k, dim_v = task.shape.head_dim_v;
+// Many rows share what a tile costs besides; few leave the next tile's room in a small cache, which
+// is asked for meanwhile.
+int RowsPerTile(const KvShape& shape) {
+  constexpr int64_t kTileBytes = int64_t{32} << 10;
+  const int64_t row_bytes = (shape.head_dim_k + shape.head_dim_v) * DTypeBytes(shape.dtype);
+  return row_bytes * RowTile::kRows <= kTileBytes ? RowTile::kRows : RowTile::kRows / 2;
+}
+
+template <DType kType, class LogitsOf>
+void AttendWith(const AttendRowsTask& task, LogitsOf& products) {
+  const int dim_v = task.shape.head_dim_v;
   Scratch scratch;
-  WithVectorsFor(dim_k, [&](auto d) HWY_ATTR {
-    StorePaired<kType>(d, task.queries, task.num_queries * dim_k, scratch.queries);
-  });
   std::fill_n(scratch.sums, task.num_queries * dim_v, 0.0f);
 
-  RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
+  RowTiles rows(task.ranges, task.shape, RowsPerTile(task.shape),
+                /*with_positions=*/task.visible_end != nullptr);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
   bool more = rows.Next(tile);
@@ -84,7 +128,7 @@ void Attend(const AttendRowsTask& task) {
   if (more) PrefetchTile(*tile, task.shape);
   for (; more; std::swap(tile, next)) {
     more = rows.Next(next);
-    AttendTile<kType>(task, *tile, more ? *next : *tile, scratch);
+    AttendTile<kType>(task, products, *tile, more ? *next : *tile, scratch);
   }
 
   WithVectorsFor(dim_v, [&](auto d) HWY_ATTR {
@@ -97,6 +141,23 @@ void Attend(const AttendRowsTask& task) {
   }
 }
 
+template <DType kType>
+void Attend(const AttendRowsTask& task) {
+  Products<kType> products;
+  products.Prepare(task);
+  AttendWith<kType>(task, products);
+}
+
+#if WAVEKV_BF16_PRODUCTS
+// False if the queries do not allow it.
+bool AttendByBf16Products(const AttendRowsTask& task) {
+  Bf16Products products;
+  if (task.num_queries < Bf16Products::kMinQueries || !products.Prepare(task)) return false;
+  AttendWith<DType::kBFloat16>(task, products);
+  return true;
+}
+#endif
+
 void AttendFewQueriesOf(const AttendRowsTask& task) {
   switch (task.shape.dtype) {
     case DType::kFloat32:
@@ -104,6 +165,9 @@ void AttendFewQueriesOf(const AttendRowsTask& task) {
     case DType::kFloat16:
       return Attend<DType::kFloat16>(task);
     case DType::kBFloat16:
+#if WAVEKV_BF16_PRODUCTS
+      if (UsesBf16Products() && AttendByBf16Products(task)) return;
+#endif
       return Attend<DType::kBFloat16>(task);
   }
 }

@@ -285,15 +285,21 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const fl
   StoreLogits<kQueries>(d, sums, logits);
 }
 
+// Brings four of the rows that will be read next closer.
+template <DType kType>
+HWY_INLINE void PrefetchFourRows(const Rows& rows, int first) {
+  for (int r = first; r < first + 4 && rows.ahead != nullptr; ++r) {
+    PrefetchBytes(rows.ahead[r], rows.dim * DTypeBytes(kType));
+  }
+}
+
 // logits = queries . rows; queries are [num_queries, rows.dim] in paired order. What lies at
 // `rows`, `rows.ahead` and `logits` is padded to a multiple of four rows.
 template <DType kType, class D>
 void DotRows(D d, const Rows& rows, const float* queries, int num_queries, PerQuery logits) {
   constexpr int kAtOnce = kAccumulators / 4;
   for (int r = 0; r < rows.count; r += 4) {
-    for (int i = r; i < r + 4 && rows.ahead != nullptr; ++i) {
-      PrefetchBytes(rows.ahead[i], rows.dim * DTypeBytes(kType));
-    }
+    PrefetchFourRows<kType>(rows, r);
     const std::byte* const* four = rows.begin + r;
     int q = 0;
     for (; q + kAtOnce <= num_queries; q += kAtOnce) {

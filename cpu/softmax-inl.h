@@ -47,7 +47,7 @@ class OnlineSoftmax {
     float mass;    // sum of the tile's weights
   };
 
-  // Replaces a tile's logits, room for RowTile::kRows, by their weights e^{logit - max}.
+  // Replaces a tile's logits, room for whole vectors of them, by their weights e^{logit - max}.
   HWY_INLINE Change Weigh(float* logits, int num_rows) {
     const hn::ScalableTag<float> d;
     const int n = static_cast<int>(hn::Lanes(d));

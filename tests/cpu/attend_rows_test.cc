@@ -64,15 +64,16 @@ class AttendRowsTest : public BackendFixture {
  protected:
   State Attend(const Rows& rows, const std::vector<float>& queries,
                const std::vector<int64_t>& visible_end = {}) {
-    return AttendOn(backend(), rows, queries, visible_end);
+    return AttendOn(backend(), rows, queries, visible_end, query_scale_);
   }
 
   static State AttendOn(Backend& backend, const Rows& rows, const std::vector<float>& queries,
-                        const std::vector<int64_t>& visible_end) {
+                        const std::vector<int64_t>& visible_end, float query_scale = 1.0f) {
     const int num_queries = static_cast<int>(queries.size()) / rows.dim_k;
     State state = {Poison(num_queries * rows.dim_v), Poison(num_queries)};
     const AttendRowsTask task = {.queries = queries.data(),
                                  .num_queries = num_queries,
+                                 .query_scale = query_scale,
                                  .visible_end = visible_end.empty() ? nullptr : visible_end.data(),
                                  .shape = rows.shape(),
                                  .ranges = rows.ranges,
@@ -135,6 +136,8 @@ class AttendRowsTest : public BackendFixture {
     }
     return largest;
   }
+
+  float query_scale_ = 1.0f;
 };
 
 // Queries as a model's after scaling: logits of deviation about 1.
@@ -178,6 +181,44 @@ TEST_F(AttendRowsTest, EveryNumberOfQueriesMaskedAndNot) {
       for (int64_t& end : visible_end) end = random.Integer(-1, rows.positions.size() + 1);
       ExpectRight(rows, queries, visible_end);
     }
+  }
+}
+
+// Numbers of `dtype`, times a scale.
+std::vector<float> ScaledQueries(Random& random, int num_queries, int dim, DType dtype,
+                                 float scale) {
+  std::vector<float> queries = Rounded(random.Gaussians(num_queries * dim), dtype);
+  for (float& query : queries) query *= scale;
+  return queries;
+}
+
+TEST_F(AttendRowsTest, QueriesOfEveryTypeScaledAfterwards) {
+  Random random(89);
+  WAVEKV_TRACE_SEED(random);
+  for (DType dtype : kAllDTypes) {
+    for (int dim : {8, 40, 128, 576}) {
+      const Rows rows = MakeRows(random, dim, 32, DType::kBFloat16, kMixedSizes);
+      query_scale_ = 1.0f / std::sqrt(static_cast<float>(dim));
+      for (int num_queries : {5, 6, 7, 8, 9, 10, 11, 12, 13, 16}) {
+        if (dtype != DType::kBFloat16 && num_queries != 8) continue;
+        ExpectRight(rows, ScaledQueries(random, num_queries, dim, dtype, query_scale_));
+      }
+    }
+  }
+}
+
+TEST_F(AttendRowsTest, ScaledQueriesMayBeMixedAndMasked) {
+  Random random(90);
+  WAVEKV_TRACE_SEED(random);
+  const Rows rows = MakeRows(random, 128, 64, DType::kBFloat16, kMixedSizes);
+  for (float scale : {0.1f, 1.0f, 3e-30f, 3e30f}) {
+    query_scale_ = scale;
+    std::vector<float> queries = ScaledQueries(random, 8, 128, DType::kBFloat16, 0.1f);
+    std::vector<int64_t> visible_end(8);
+    for (int64_t& end : visible_end) end = random.Integer(-1, rows.positions.size() + 1);
+    ExpectRight(rows, queries, visible_end);
+    queries[200] *= 1.001f;
+    ExpectRight(rows, queries, visible_end);
   }
 }
 

@@ -2,25 +2,24 @@
 #ifndef WAVEKV_TESTS_CPU_EACH_TARGET_H_
 #define WAVEKV_TESTS_CPU_EACH_TARGET_H_
 
-#include <cstdint>
+#include <string>
 
-#include "cpu/targets.h"
-// Highway reads the above.
 #include "absl/functional/function_ref.h"
+#include "cpu/targets.h"
 #include "gtest/gtest.h"
-#include "hwy/targets.h"
+#include "wavekv/instruction_sets.h"
 
 namespace wavekv::testing {
 
 // Not for tests that run in parallel with others in one process: the choice is global.
 inline void ForEachTarget(absl::FunctionRef<void()> test) {
-  for (int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0; rest &= rest - 1) {
-    const int64_t target = rest & -rest;
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::GetChosenTarget().Update(target);
+  for (const std::string& name : InstructionSets()) {
+    SCOPED_TRACE(name);
+    const absl::Status status = SetInstructionSet(name);
+    ASSERT_TRUE(status.ok()) << status.ToString();
     test();
   }
-  hwy::GetChosenTarget().DeInit();
+  ASSERT_TRUE(SetInstructionSet("").ok());
 }
 
 }  // namespace wavekv::testing

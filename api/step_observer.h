@@ -18,7 +18,8 @@ namespace wavekv {
 
 enum class Phase : uint8_t {
   kAppend,  // a whole call
-  kAttend,  // a whole call; the eight below are its parts
+  kAttend,  // a whole call; the eight below are its parts, as the thread that calls sees them:
+            // once a call, or once for each (row, kv head) that it answers alone
   kPin,
   kLoad,      // queries to fp32, scaled, regrouped
   kRank,      // score all clusters, select

@@ -44,10 +44,7 @@ constexpr float kVarianceMax = 1e36f;
 
 // What a query's scores are made of.
 struct Query {
-  void Load(const ScoreTokensTask& task, int h) {
-    const ClusterIndex& index = *task.index;
-    const int dim = index.shape.head_dim_k;
-    const float* query = task.queries + static_cast<int64_t>(h) * dim;
+  void Load(const float* query, int dim, int code_bits) {
     float squared = 0.0f, most = 0.0f;
     for (int i = 0; i < dim; i += 4) {
       float magnitudes = 0.0f;
@@ -59,7 +56,7 @@ struct Query {
     }
     step = most / kQueryGroupMax;
     const float length = std::sqrt(squared);
-    noise = CodeNoise(index.code_bits) * length;
+    noise = CodeNoise(code_bits) * length;
     logit_spread = length * length / static_cast<float>(dim);
 
     alignas(64) int32_t integers[kHeadDimMax];
@@ -74,7 +71,7 @@ struct Query {
       least += FillTable(integers + 4 * g, tables[g]);
       for (int j = 4 * g; j < 4 * g + 4; ++j) sum += integers[j];
     }
-    const auto code_max = static_cast<float>((1 << index.code_bits) - 1);
+    const auto code_max = static_cast<float>((1 << code_bits) - 1);
     origin = code_max * (static_cast<float>(sum) / 2.0f - static_cast<float>(least));
   }
 
@@ -123,6 +120,31 @@ struct Query {
   float noise;
   float logit_spread;
   float origin;  // what sums of tables exceed integer products by, where a code has middle elements
+};
+
+// The queries of a thread's last task, which those of the next segment equal.
+class LoadedQueries {
+ public:
+  const Query* Load(const ScoreTokensTask& task, int first, int count) {
+    const int dim = task.index->shape.head_dim_k, code_bits = task.index->code_bits;
+    const float* rows = task.queries + static_cast<int64_t>(first) * dim;
+    const auto size = static_cast<size_t>(count) * dim;
+    if (dim == dim_ && code_bits == code_bits_ && size == rows_.size() &&
+        std::memcmp(rows, rows_.data(), size * sizeof(float)) == 0) {
+      return queries_;
+    }
+    dim_ = dim;
+    code_bits_ = code_bits;
+    rows_.assign(rows, rows + size);
+    for (int q = 0; q < count; ++q) queries_[q].Load(rows + q * dim, dim, code_bits);
+    return queries_;
+  }
+
+ private:
+  int dim_ = 0;
+  int code_bits_ = 0;
+  std::vector<float> rows_;
+  Query queries_[kQueries];
 };
 
 // Asks for a cluster's codes and factors. Clusters lie apart, and to wait for each of them takes
@@ -325,15 +347,15 @@ void FinishTile(const ScoreTokensTask& task, const Query* queries, int first_que
 void ScoreTokensOf(const ScoreTokensTask& task) {
   const ClusterIndex& index = *task.index;
   if (task.num_clusters == 0) return;
-  Query queries[kQueries];
   Tile tile;
-  // Grows to the largest index that the thread has seen.
+  // Grow to the largest index and queries that the thread has seen.
+  thread_local LoadedQueries loaded;
   thread_local std::vector<float> of_clusters;
   of_clusters.resize(kQueries * index.num_clusters);
   for (int first = 0; first < task.num_queries; first += kQueries) {
     const int num_queries = std::min(kQueries, task.num_queries - first);
+    const Query* queries = loaded.Load(task, first, num_queries);
     for (int q = 0; q < num_queries; ++q) {
-      queries[q].Load(task, first + q);
       queries[q].CentroidLogits(task, first + q, of_clusters.data() + q * index.num_clusters);
     }
     int64_t at = 0;

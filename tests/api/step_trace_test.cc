@@ -82,10 +82,11 @@ TEST(StepTraceTest, HoldsNestedPhasesThatATracingPageLoads) {
   EXPECT_EQ(count["append"], 2);
   EXPECT_EQ(count["attend"], 2);
   EXPECT_EQ(count["retrieve"], 1);
-  for (const char* phase : {"read", "estimate", "merge", "store"}) {
-    EXPECT_EQ(count[phase], 2) << phase;
-  }
-  for (const char* phase : {"pin", "load", "rank"}) EXPECT_EQ(count[phase], 3) << phase;
+  EXPECT_EQ(count["store"], 2);
+  for (const char* phase : {"pin", "load"}) EXPECT_EQ(count[phase], 3) << phase;
+  // Of a call, or of each kv head that its thread answers alone.
+  for (const char* phase : {"read", "estimate", "merge"}) EXPECT_GE(count[phase], 2) << phase;
+  EXPECT_GE(count["rank"], 3);
   EXPECT_GT(count["build"], 0);
   EXPECT_EQ(call_threads.size(), 1u);
   for (const int64_t thread : build_threads) EXPECT_FALSE(call_threads.contains(thread));

@@ -62,7 +62,7 @@ struct Bf16Products {
 };
 #endif
 
-// All state of a task besides its queries, on the stack: 50 KiB.
+// All state of a task besides its queries, on the stack: 45 KiB.
 struct Scratch {
   alignas(64) float sums[kFewQueries * kHeadDimMax];  // paired order; of unnormalised weights
   alignas(64) float logits[kFewQueries * RowTile::kRows];
@@ -105,22 +105,13 @@ void AttendTile(const AttendRowsTask& task, LogitsOf& products, const RowTile& t
   });
 }
 
-// Many rows share what a tile costs besides; few leave the next tile's room in a small cache, which
-// is asked for meanwhile.
-int RowsPerTile(const KvShape& shape) {
-  constexpr int64_t kTileBytes = int64_t{32} << 10;
-  const int64_t row_bytes = (shape.head_dim_k + shape.head_dim_v) * DTypeBytes(shape.dtype);
-  return row_bytes * RowTile::kRows <= kTileBytes ? RowTile::kRows : RowTile::kRows / 2;
-}
-
 template <DType kType, class LogitsOf>
 void AttendWith(const AttendRowsTask& task, LogitsOf& products) {
   const int dim_v = task.shape.head_dim_v;
   Scratch scratch;
   std::fill_n(scratch.sums, task.num_queries * dim_v, 0.0f);
 
-  RowTiles rows(task.ranges, task.shape, RowsPerTile(task.shape),
-                /*with_positions=*/task.visible_end != nullptr);
+  RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
   bool more = rows.Next(tile);

@@ -24,8 +24,7 @@ namespace {
 
 using Full = hn::ScalableTag<float>;
 
-constexpr int kTileRows = 64;
-static_assert(kTileRows <= RowTile::kRows);
+constexpr int kTileRows = RowTile::kRows;
 static_assert(kTileRows % BlockColumns(Full()) == 0, "a tile of keys is whole panels");
 static_assert(kManyQueries % kBlockRows == 0);
 
@@ -137,7 +136,7 @@ void Attend(const AttendRowsTask& task) {
   std::fill_n(scratch.softmax, task.num_queries, OnlineSoftmax());
 
   const int64_t visible_end = VisibleEndMax(task, 0, task.num_queries);
-  RowTiles rows(task.ranges, task.shape, kTileRows, /*with_positions=*/true);
+  RowTiles rows(task.ranges, task.shape, /*with_positions=*/true);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
   for (bool more = rows.Next(tile); more; std::swap(tile, next)) {

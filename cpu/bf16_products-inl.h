@@ -90,13 +90,14 @@ HWY_INLINE void TransposeFourPairs(const std::byte* const* rows, int64_t at_byte
 // after each, to nearest, ties to even; subnormal numbers count as 0.
 template <int kQueries>
 HWY_INLINE void DotPairs(const uint32_t* rows, int num_pairs, const uint16_t* queries, float scale,
-                         PerQuery logits) {
+                         PacedPrefetch& ahead, PerQuery logits) {
   const hn::FixedTag<float, 16> d;
   using V = hn::Vec<decltype(d)>;
   __m512 sums[kQueries][2];
   HWY_UNROLL(8)
   for (int q = 0; q < kQueries; ++q) sums[q][0] = sums[q][1] = _mm512_setzero_ps();
   for (int i = 0; i < num_pairs; ++i, rows += PairsOfRows::kRows) {
+    ahead.Step();
     const auto row0 = (__m512bh)_mm512_loadu_si512(rows);
     const auto row1 = (__m512bh)_mm512_loadu_si512(rows + 16);
     HWY_UNROLL(8)
@@ -118,41 +119,32 @@ HWY_INLINE void DotPairs(const uint32_t* rows, int num_pairs, const uint16_t* qu
 
 // The same for 1 to 8 queries.
 inline void DotPairsOf(int num_queries, const uint32_t* rows, int num_pairs,
-                       const uint16_t* queries, float scale, PerQuery logits) {
+                       const uint16_t* queries, float scale, PacedPrefetch& ahead,
+                       PerQuery logits) {
   switch (num_queries) {
     case 8:
-      return DotPairs<8>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<8>(rows, num_pairs, queries, scale, ahead, logits);
     case 7:
-      return DotPairs<7>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<7>(rows, num_pairs, queries, scale, ahead, logits);
     case 6:
-      return DotPairs<6>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<6>(rows, num_pairs, queries, scale, ahead, logits);
     case 5:
-      return DotPairs<5>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<5>(rows, num_pairs, queries, scale, ahead, logits);
     case 4:
-      return DotPairs<4>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<4>(rows, num_pairs, queries, scale, ahead, logits);
     case 3:
-      return DotPairs<3>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<3>(rows, num_pairs, queries, scale, ahead, logits);
     case 2:
-      return DotPairs<2>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<2>(rows, num_pairs, queries, scale, ahead, logits);
     default:
-      return DotPairs<1>(rows, num_pairs, queries, scale, logits);
+      return DotPairs<1>(rows, num_pairs, queries, scale, ahead, logits);
   }
 }
 
-// Transposes the rows from `first` on, and asks for those that will be read next a few at a time:
-// requests for many at once would wait for each other.
-HWY_INLINE void TransposeRows(const Rows& rows, int first, uint32_t* pairs) {
-  const int num_steps = rows.dim / 8;
-  const int rows_per_step = (16 + num_steps - 1) / num_steps;
+HWY_INLINE void TransposeRows(const std::byte* const* rows, int dim, uint32_t* pairs) {
   for (int r = 0; r < PairsOfRows::kRows; r += 16) {
-    int ahead = first + r;
-    for (int step = 0; step < num_steps; ++step) {
-      const int ahead_end = std::min(ahead + rows_per_step, first + r + 16);
-      for (; ahead < ahead_end && rows.ahead != nullptr; ++ahead) {
-        PrefetchBytes(rows.ahead[ahead], rows.dim * int64_t{2});
-      }
-      TransposeFourPairs(rows.begin + first + r, step * int64_t{16},
-                         pairs + step * 4 * PairsOfRows::kRows + r);
+    for (int i = 0; i < dim / 2; i += 4) {
+      TransposeFourPairs(rows + r, i * int64_t{4}, pairs + i * PairsOfRows::kRows + r);
     }
   }
 }
@@ -161,11 +153,16 @@ HWY_INLINE void TransposeRows(const Rows& rows, int first, uint32_t* pairs) {
 // multiple of PairsOfRows::kRows rows; `pairs` is room for PairsOfRows::Size().
 inline void DotBf16Rows(const Rows& rows, const Bf16Queries& queries, uint32_t* pairs,
                         PerQuery logits) {
+  const int num_pairs = rows.dim / 2;
+  const int num_steps = (queries.count + 7) / 8 * num_pairs;
   for (int first = 0; first < rows.count; first += PairsOfRows::kRows) {
-    TransposeRows(rows, first, pairs);
+    TransposeRows(rows.begin + first, rows.dim, pairs);
+    // Not while these rows come closer themselves.
+    PacedPrefetch ahead(rows.ahead == nullptr ? nullptr : rows.ahead + first, PairsOfRows::kRows,
+                        rows.dim * int64_t{2}, num_steps);
     for (int q = 0; q < queries.count; q += 8) {
-      DotPairsOf(std::min(8, queries.count - q), pairs, rows.dim / 2, queries.data + q * rows.dim,
-                 queries.scale, logits.From(q, first));
+      DotPairsOf(std::min(8, queries.count - q), pairs, num_pairs, queries.data + q * rows.dim,
+                 queries.scale, ahead, logits.From(q, first));
     }
   }
 }

@@ -191,6 +191,32 @@ HWY_INLINE void PrefetchBytes(const std::byte* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
+// Asks for rows evenly over the steps of the work that goes on meanwhile: requests for many at once
+// would wait for each other, and the work with them.
+class PacedPrefetch {
+ public:
+  // Nothing if `rows` is nullptr.
+  HWY_INLINE PacedPrefetch(const std::byte* const* rows, int num_rows, int64_t row_bytes,
+                           int num_steps)
+      : rows_(rows),
+        num_rows_(rows == nullptr ? 0 : num_rows),
+        row_bytes_(row_bytes),
+        num_steps_(num_steps) {}
+
+  HWY_INLINE void Step() {
+    for (due_ += num_rows_; due_ >= num_steps_; due_ -= num_steps_) {
+      PrefetchBytes(*rows_++, row_bytes_);
+    }
+  }
+
+ private:
+  const std::byte* const* rows_;
+  const int num_rows_;
+  const int64_t row_bytes_;
+  const int num_steps_;
+  int due_ = 0;
+};
+
 // ---- logits: every row against every query ----
 
 // The logits of four rows to two queries, from what BlockSumsOfFour() made for each.
@@ -319,7 +345,7 @@ void DotRows(D d, const Rows& rows, const float* queries, int num_queries, PerQu
 // sums += weights . rows over kVectors vectors of columns; kVectors is even.
 template <DType kType, int kQueries, int kVectors, class D>
 HWY_INLINE void AddWeightedColumns(D d, const Rows& rows, int column, PerQuery weights,
-                                   float* sums) {
+                                   PacedPrefetch& ahead, float* sums) {
   using V = hn::Vec<D>;
   const int n = static_cast<int>(hn::Lanes(d));
   const int64_t begin_bytes = column * DTypeBytes(kType);
@@ -332,9 +358,7 @@ HWY_INLINE void AddWeightedColumns(D d, const Rows& rows, int column, PerQuery w
     for (int v = 0; v < kVectors; ++v) acc[q][v] = hn::LoadU(d, sums + q * rows.dim + v * n);
   }
   for (int r = 0; r < rows.count; ++r) {
-    if (rows.ahead != nullptr) {
-      PrefetchBytes(rows.ahead[r] + begin_bytes, kVectors / 2 * pair_bytes);
-    }
+    ahead.Step();
     V value[kVectors];
     HWY_UNROLL(4)
     for (int p = 0; p < kVectors / 2; ++p) {
@@ -355,35 +379,54 @@ HWY_INLINE void AddWeightedColumns(D d, const Rows& rows, int column, PerQuery w
   }
 }
 
+// How many vectors of columns kQueries queries take at once.
+template <int kQueries>
+inline constexpr int kColumnVectors = kAccumulators / kQueries < 8 ? kAccumulators / kQueries : 8;
+
 template <DType kType, int kQueries, class D>
-HWY_INLINE void AddWeightedRowsTo(D d, const Rows& rows, PerQuery weights, float* sums) {
-  constexpr int kVectors = kAccumulators / kQueries < 8 ? kAccumulators / kQueries : 8;
+HWY_INLINE void AddWeightedRowsTo(D d, const Rows& rows, PerQuery weights, PacedPrefetch& ahead,
+                                  float* sums) {
+  constexpr int kVectors = kColumnVectors<kQueries>;
   const int n = static_cast<int>(hn::Lanes(d));
   int column = 0;
   for (; column + kVectors * n <= rows.dim; column += kVectors * n) {
-    AddWeightedColumns<kType, kQueries, kVectors>(d, rows, column, weights, sums);
+    AddWeightedColumns<kType, kQueries, kVectors>(d, rows, column, weights, ahead, sums);
   }
   for (; column < rows.dim; column += 2 * n) {
-    AddWeightedColumns<kType, kQueries, 2>(d, rows, column, weights, sums);
+    AddWeightedColumns<kType, kQueries, 2>(d, rows, column, weights, ahead, sums);
   }
 }
 
-// sums += weights . rows; sums are [num_queries, rows.dim] in paired order.
+// How often that goes through the rows.
+template <int kQueries, class D>
+HWY_INLINE int PassesOverRows(D d, int dim) {
+  const int n = static_cast<int>(hn::Lanes(d));
+  const int whole = dim / (kColumnVectors<kQueries> * n);
+  return whole + (dim - whole * kColumnVectors<kQueries> * n) / (2 * n);
+}
+
+// sums += weights . rows; sums are [num_queries, rows.dim] in paired order. Not inlined: the loops
+// need all registers.
 template <DType kType, class D>
-void AddWeightedRows(D d, Rows rows, PerQuery weights, int num_queries, float* sums) {
+HWY_NOINLINE void AddWeightedRows(D d, const Rows& rows, PerQuery weights, int num_queries,
+                                  float* sums) {
   constexpr int kAtOnce = kAccumulators / 4;
+  const int num_twos = kAtOnce > 2 ? num_queries % kAtOnce / 2 : 0;
+  const int num_ones = num_queries % kAtOnce - 2 * num_twos;
+  const int num_passes = num_queries / kAtOnce * PassesOverRows<kAtOnce>(d, rows.dim) +
+                         num_twos * PassesOverRows<2>(d, rows.dim) +
+                         num_ones * PassesOverRows<1>(d, rows.dim);
+  PacedPrefetch ahead(rows.ahead, rows.count, rows.dim * DTypeBytes(kType),
+                      num_passes * rows.count);
   int q = 0;
   for (; q + kAtOnce <= num_queries; q += kAtOnce) {
-    AddWeightedRowsTo<kType, kAtOnce>(d, rows, weights.From(q, 0), sums + q * rows.dim);
-    rows.ahead = nullptr;  // asked for by the first queries
+    AddWeightedRowsTo<kType, kAtOnce>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
   }
   for (; kAtOnce > 2 && q + 2 <= num_queries; q += 2) {
-    AddWeightedRowsTo<kType, 2>(d, rows, weights.From(q, 0), sums + q * rows.dim);
-    rows.ahead = nullptr;
+    AddWeightedRowsTo<kType, 2>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
   }
   for (; q < num_queries; ++q) {
-    AddWeightedRowsTo<kType, 1>(d, rows, weights.From(q, 0), sums + q * rows.dim);
-    rows.ahead = nullptr;
+    AddWeightedRowsTo<kType, 1>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
   }
 }
 

@@ -13,11 +13,10 @@ namespace wavekv::cpu {
 
 // Rows from one range or several, by address: short clusters fill a tile together.
 struct RowTile {
-  static constexpr int kRows = 128;  // at most
+  static constexpr int kRows = 64;
 
   int num_rows = 0;
-  // The last row is repeated to as many as tiles may have, so that kernels may read whole groups of
-  // rows.
+  // The last row is repeated to the end, so that kernels may read whole groups of rows.
   const std::byte* keys[kRows];
   const std::byte* values[kRows];
   // Where asked for: of the first num_rows, and the least and the greatest of them.
@@ -26,15 +25,12 @@ struct RowTile {
   int64_t last_position = 0;
 };
 
-// Walks the rows of `ranges` in order, rows_per_tile at a time: a multiple of 32, at most
-// RowTile::kRows.
+// Walks the rows of `ranges` in order.
 class RowTiles {
  public:
   // Without `with_positions` those of tiles are left as they are.
-  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, int rows_per_tile,
-           bool with_positions)
+  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, bool with_positions)
       : ranges_(ranges),
-        rows_per_tile_(rows_per_tile),
         with_positions_(with_positions),
         key_bytes_(shape.head_dim_k * DTypeBytes(shape.dtype)),
         value_bytes_(shape.head_dim_v * DTypeBytes(shape.dtype)) {}
@@ -42,10 +38,10 @@ class RowTiles {
   // Fills the next tile; false when no row is left.
   bool Next(RowTile* tile) {
     tile->num_rows = 0;
-    while (tile->num_rows < rows_per_tile_ && range_ < ranges_.size()) {
+    while (tile->num_rows < RowTile::kRows && range_ < ranges_.size()) {
       const KvRange& range = ranges_[range_];
       const int64_t count =
-          std::min<int64_t>(rows_per_tile_ - tile->num_rows, range.num_tokens - token_);
+          std::min<int64_t>(RowTile::kRows - tile->num_rows, range.num_tokens - token_);
       Append(range, count, tile);
       token_ += count;
       if (token_ == range.num_tokens) {
@@ -60,9 +56,9 @@ class RowTiles {
       tile->first_position = *first;
       tile->last_position = *last;
     }
-    std::fill(tile->keys + tile->num_rows, tile->keys + rows_per_tile_,
+    std::fill(tile->keys + tile->num_rows, tile->keys + RowTile::kRows,
               tile->keys[tile->num_rows - 1]);
-    std::fill(tile->values + tile->num_rows, tile->values + rows_per_tile_,
+    std::fill(tile->values + tile->num_rows, tile->values + RowTile::kRows,
               tile->values[tile->num_rows - 1]);
     return true;
   }
@@ -85,7 +81,6 @@ class RowTiles {
   }
 
   const absl::Span<const KvRange> ranges_;
-  const int rows_per_tile_;
   const bool with_positions_;
   const int64_t key_bytes_;
   const int64_t value_bytes_;

@@ -225,8 +225,12 @@ bool AttendStep::IsExact(const SequenceView& view, int64_t row) const {
     return true;
   }
   const int64_t visible_end = view.VisibleEnd(row);
+  int64_t sealed_tokens = 0;
   for (size_t i = 0; i < view.pins.size(); ++i) {
-    if (view.AnswersByZones(i, visible_end)) return false;
+    if (!view.AnswersByZones(i, visible_end)) continue;
+    const Segment& segment = *view.contents.segments[i];
+    sealed_tokens += segment.end() - segment.begin();
+    if (sealed_tokens >= options_.exact_below_tokens) return false;
   }
   return true;
 }

@@ -211,9 +211,10 @@ struct StepMachine {
 
 // Answers the queries of a batch whose layer is pinned in workspace.batch.views.
 //
-// A row is attended exactly when the budget is everything or no sealed segment lies wholly before
-// it; otherwise by zones: rank clusters, attend the steady and the retrieval zone, estimate the
-// rest, merge. Threads: one Run at a time per workspace.
+// A row is attended exactly when the budget is everything, or no sealed segment lies wholly before
+// it, or those that do have fewer than exact_below_tokens (>= 0); otherwise by zones: rank
+// clusters, attend the steady and the retrieval zone, estimate the rest, merge. Threads: one Run at
+// a time per workspace.
 class AttendStep {
  public:
   // `fetch`: reads the tiers of sealed rows, where there are any; nullptr: see StepRows::Begin.

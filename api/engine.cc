@@ -20,6 +20,10 @@ namespace {
 
 constexpr size_t kTenantIdBytesMax = 128;
 
+// Below so many sealed tokens zones take as long as exact attention, on a CPU with AVX-512 and on
+// one thread: longer with one query head a kv head, less long with four (docs/report.md).
+constexpr int64_t kExactBelowTokens = 2048;
+
 absl::Status TenantNotFound() {
   return absl::NotFoundError("tenant: no such tenant (never opened here, or closed)");
 }
@@ -377,11 +381,21 @@ absl::Status Engine::WaitForBuilds(const Sequence& sequence, absl::Duration time
 
 absl::StatusOr<Plan> Engine::MakePlan(const RaggedBatch& batch, const AttendOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateAttendOptions(options));
+  if (impl_->gpu != nullptr && options.exact_below_tokens > 0) {
+    return absl::UnimplementedError(fmt::format(
+        "exact_below_tokens must be 0 or -1 with a GPU, got {}", options.exact_below_tokens));
+  }
   auto sequences = Stored(batch.sequences);
   WAVEKV_RETURN_IF_ERROR(impl_->CheckBatch(sequences, batch.cu_seqlens));
   auto state = std::make_shared<PlanState>();
   state->context = impl_->context;
   state->options = options;
+  if (options.exact_below_tokens < 0) {
+    const bool waits = options.miss_deadline == absl::InfiniteDuration();
+    const bool ranks_always = impl_->gpu != nullptr || !waits;
+    state->options.exact_below_tokens =
+        ranks_always ? 0 : std::min(kExactBelowTokens, 2 * impl_->options.index.update_tokens);
+  }
   state->sequences = std::move(sequences);
   state->cu_seqlens.assign(batch.cu_seqlens.begin(), batch.cu_seqlens.end());
   return Plan(std::move(state));

@@ -194,6 +194,10 @@ absl::Status ValidateAttendOptions(const AttendOptions& options) {
   if (!(options.target_error >= 0.0) || !std::isfinite(options.target_error)) {
     return Invalid("target_error must be finite and >= 0, got {}", options.target_error);
   }
+  if (options.exact_below_tokens < -1) {
+    return Invalid("exact_below_tokens must be >= 0, or -1 for the default, got {}",
+                   options.exact_below_tokens);
+  }
   if (options.reserve_tokens < 0) {
     return Invalid("reserve_tokens must be >= 0, got {}", options.reserve_tokens);
   }

@@ -173,6 +173,11 @@ struct AttendOptions {
   // for every query head of a GQA group: `retrieval` and `sketch` become what is read at most. 0:
   // read what they say. kSketch and kClusters only. An estimate, not a bound.
   double target_error = 0.0;
+  // Rows that see fewer sealed tokens are attended exactly: to rank so few takes as long as to read
+  // them all (docs/report.md). 0: never. -1: 2,048, or twice index.update_tokens where that is
+  // less; but 0 with a miss_deadline, as only zones can do without rows that are late. A GPU ranks
+  // always: there -1 is 0, and more is UNIMPLEMENTED.
+  int64_t exact_below_tokens = -1;
   // Not 0: the plan is for steps between BeginStep and EndStep, and has room for sequences of up to
   // so many tokens at addresses that stay, so that a step can be captured in a CUDA graph. Each
   // sequence of the batch has at most kDecodeRowsMax rows.
@@ -198,6 +203,7 @@ struct AttendOptions {
     AttendOptions options;
     options.zones = Zones::kPaper;
     options.mass = MassEstimate::kLowerBound;
+    options.exact_below_tokens = 0;
     return options;
   }
 

@@ -330,7 +330,14 @@ void PrintSteps(const Times& times) {
 void PrintLines(const Milliseconds& milliseconds) {
   const Times times(milliseconds);
   PrintBatches(times);
-  if (const auto tokens = Crossover(times.All(kDense, 0), times.All(kWave, 0))) {
+  const TimesByTokens dense = times.All(kDense, 0);
+  TimesByTokens wave = times.All(kWave, 0);
+  for (auto& [tokens, time] : wave) {
+    // The same work: which took less is chance.
+    const bool same = Qualities()[{kWave, {1, tokens}}].bytes_ratio >= 1.0;
+    if (same && dense.count(tokens) > 0) time = dense.at(tokens);
+  }
+  if (const auto tokens = Crossover(dense, wave)) {
     fmt::print("crossover tokens={}\n", *tokens);
   }
   PrintGrowth(times);
@@ -441,6 +448,11 @@ int main(int argc, char** argv) {
         &ParseBudgets},
        ShareOption("open", "share of the tokens whose super-clusters are opened",
                    &arguments.zones.open),
+       {"exact-below", "sealed tokens below which zones attend exactly (-1: the engine's default)",
+        [&](const std::string& value) {
+          return absl::SimpleAtoi(value, &arguments.zones.exact_below_tokens) &&
+                 ValidateAttendOptions(arguments.zones).ok();
+        }},
        {"target-error", "read as little as it takes, 0: what the budgets say",
         [&](const std::string& value) {
           return absl::SimpleAtod(value, &arguments.zones.target_error) &&

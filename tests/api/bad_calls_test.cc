@@ -557,6 +557,8 @@ void AddAttendMistakes(std::vector<BadCall>& table) {
       [](World&, AttendCall& c) { c.options.estimation = Budget::Ratio(kInf); });
   add("PlanOpenNegative", kInvalid, "open must be a ratio in [0, 1]",
       [](World&, AttendCall& c) { c.options.open = Budget::Ratio(-1); });
+  add("PlanExactBelowNegative", kInvalid, "exact_below_tokens must be >= 0, or -1",
+      [](World&, AttendCall& c) { c.options.exact_below_tokens = -2; });
   add("PlanTargetErrorNan", kInvalid, "target_error must be finite and >= 0, got nan",
       [](World&, AttendCall& c) { c.options.target_error = kNan; });
   add("PlanUnknownMass", kInvalid, "mass must be kLowerBound or kSecondOrder, got 3",

@@ -246,6 +246,76 @@ TEST_P(EngineZonesTest, OpeningFewerSuperClustersReadsFewerBytes) {
   }
 }
 
+TEST_P(EngineZonesTest, RowsThatSeeFewSealedTokensAreExact) {
+  Open(SmallOptions());
+  AppendRandom(1200);
+  ASSERT_TRUE(engine_->BuildSegments(sequence_).ok());
+  WaitForBuilds();
+  AttendOptions options;
+  if (!on_cpu()) {
+    options.exact_below_tokens = 1;
+    const int32_t cu_seqlens[] = {0, 1};
+    EXPECT_EQ(engine_->MakePlan({{&sequence_, 1}, cu_seqlens}, options).status().code(),
+              absl::StatusCode::kUnimplemented);
+    return;
+  }
+  // Rows that see up to 501, 502, .. 1200 tokens; sealed are [4, 516) and [516, 1028).
+  constexpr int64_t kRows = 700;
+  const std::vector<float> queries = RandomQueries(kRows);
+  const NaiveAttentionState want = expected_->Attend(0, queries, kRows);
+  const auto first_that_sees = [](int64_t tokens) { return tokens - 501; };
+  for (const auto& [exact_below, first_zones] : {std::pair{int64_t{0}, first_that_sees(516)},
+                                                 {1, first_that_sees(516)},
+                                                 {512, first_that_sees(516)},
+                                                 {513, first_that_sees(1028)},
+                                                 {1024, first_that_sees(1028)},
+                                                 {1025, kRows}}) {
+    SCOPED_TRACE(::testing::Message() << "exact below " << exact_below);
+    options.exact_below_tokens = exact_below;
+    const Answer got = Attend(0, queries, options);
+    const auto row_outputs = static_cast<int64_t>(got.output.size()) / kRows;
+    for (int64_t i = 0; i < first_zones * row_outputs; ++i) {
+      ASSERT_NEAR(got.output[i], want.output[i], 2e-5) << "row " << i / row_outputs;
+    }
+    // An exact row has no estimated error.
+    for (size_t i = 0; i < got.errors.size(); ++i) {
+      const int64_t row = static_cast<int64_t>(i) / model_.num_q_heads;
+      ASSERT_EQ(got.errors[i] > 0.0f, row >= first_zones) << "row " << row;
+    }
+    int64_t tokens = 0;
+    for (int64_t row = 0; row < first_zones; ++row) tokens += 501 + row;
+    EXPECT_GE(got.stats.tokens_exact, tokens * model_.num_kv_heads);
+    EXPECT_EQ(got.stats.tokens_estimated == 0, first_zones == kRows);
+  }
+}
+
+TEST_P(EngineZonesTest, WithTwoSmallSegmentsZonesBeginUnlessOptionsSaySo) {
+  if (!on_cpu()) GTEST_SKIP() << "a GPU ranks always";
+  Open(SmallOptions());
+  AppendRandom(250);
+  ASSERT_TRUE(engine_->BuildSegments(sequence_).ok());
+  WaitForBuilds();
+  const std::vector<float> queries = RandomQueries(1);
+  const auto answers_by_zones = [&](const AttendOptions& options) {
+    return Attend(0, queries, options).stats.tokens_estimated > 0;
+  };
+  // One of 128 tokens is sealed.
+  EXPECT_FALSE(answers_by_zones({}));
+  AttendOptions never;
+  never.exact_below_tokens = 0;
+  EXPECT_TRUE(answers_by_zones(never));
+  // Rows that come too late can only be done without where zones answer.
+  AttendOptions in_time;
+  in_time.miss_deadline = absl::Seconds(600);
+  EXPECT_TRUE(answers_by_zones(in_time));
+  EXPECT_EQ(AttendOptions::Paper().exact_below_tokens, 0);
+  // And another.
+  AppendRandom(128);
+  ASSERT_TRUE(engine_->BuildSegments(sequence_).ok());
+  WaitForBuilds();
+  EXPECT_TRUE(answers_by_zones({}));
+}
+
 TEST_P(EngineZonesTest, RetrieveNamesWhatAttendReads) {
   Open(SmallOptions());
   AppendRandom(3000);

@@ -274,6 +274,9 @@ TEST(OptionsTest, BadAttendOptionsAreRefusedByName) {
   options = AttendOptions::Paper();
   options.target_error = 0.1;
   EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("target_error must be 0 with"));
+  options = {};
+  options.exact_below_tokens = -2;
+  EXPECT_THAT(Message(ValidateAttendOptions(options)), StartsWith("exact_below_tokens"));
   for (const absl::Duration wait : {absl::Nanoseconds(-1), -absl::InfiniteDuration()}) {
     options = {};
     options.miss_deadline = wait;

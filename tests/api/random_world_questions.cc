@@ -99,6 +99,7 @@ Question DrawQuestion(Random& random, const ModelSpec& model, int64_t num_sequen
     options.estimation = random.Integer(0, 3) == 0 ? Budget::All() : DrawBudget(random);
     if (random.Integer(0, 1) == 0) options.mass = MassEstimate::kLowerBound;
     if (random.Integer(0, 2) == 0) options.open = DrawBudget(random);
+    options.exact_below_tokens = random.Integer(-1, 0);
     if (options.zones != Zones::kPaper && random.Integer(0, 3) == 0) {
       options.target_error = std::pow(10.0, static_cast<double>(random.Integer(-4, 1)));
     }
@@ -111,13 +112,14 @@ std::string ToString(const Question& question) {
     return b.is_ratio() ? fmt::format("{}", b.ratio()) : fmt::format("{} tokens", b.tokens());
   };
   return fmt::format(
-      "layer {} rows {} zones {} retrieval {} sketch {} estimation {} open {} target {} mass {} "
-      "causal {}",
+      "layer {} rows {} zones {} retrieval {} sketch {} estimation {} open {} exact below {} "
+      "target "
+      "{} mass {} causal {}",
       question.layer, question.num_rows(), static_cast<int>(question.options.zones),
       budget(question.options.retrieval), budget(question.options.sketch),
       budget(question.options.estimation), budget(question.options.open),
-      question.options.target_error, static_cast<int>(question.options.mass),
-      question.options.causal);
+      question.options.exact_below_tokens, question.options.target_error,
+      static_cast<int>(question.options.mass), question.options.causal);
 }
 
 absl::StatusOr<Answer> Ask(Engine& engine, Random& random, absl::Span<const Sequence> sequences,

@@ -47,6 +47,7 @@ void SetBudgets(const Asked& asked, AttendOptions& options) {
 AttendOptions OptionsOf(const v1::Query& query) {
   AttendOptions options;
   SetBudgets(query, options);
+  options.exact_below_tokens = query.exact_below_tokens();
   switch (query.estimation_case()) {
     case v1::Query::kEstimationRatio:
       options.estimation = Budget::Ratio(query.estimation_ratio());

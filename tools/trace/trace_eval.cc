@@ -268,6 +268,7 @@ absl::StatusOr<int64_t> HeadEvaluation::CountIndexed(const Sequence& sequence) {
   AttendOptions nothing;
   nothing.retrieval = Budget::Ratio(0.0);
   nothing.estimation = Budget::Ratio(0.0);
+  nothing.exact_below_tokens = 0;
   const std::vector<int32_t> cu_seqlens = {0, 1};
   WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
                           engine_->MakePlan({{&sequence, 1}, cu_seqlens}, nothing));
@@ -354,8 +355,10 @@ absl::Status HeadEvaluation::AnswerBudget(const std::vector<Asked>& asked, const
   for (const Asked& query : asked) sequences.push_back(query.sequence);
   std::vector<int32_t> cu_seqlens(num_rows + 1);
   std::iota(cu_seqlens.begin(), cu_seqlens.end(), 0);
-  WAVEKV_ASSIGN_OR_RETURN(const Plan plan,
-                          engine_->MakePlan({sequences, cu_seqlens}, options_.budgets[budget]));
+  // What is evaluated are zones, also of a short trace.
+  AttendOptions options = options_.budgets[budget];
+  options.exact_below_tokens = 0;
+  WAVEKV_ASSIGN_OR_RETURN(const Plan plan, engine_->MakePlan({sequences, cu_seqlens}, options));
   const TensorView queries =
       TensorView::Dense(padded_queries_.data(), DType::kFloat32, num_rows, group_, padded_k_);
   std::vector<float> outputs(num_rows * group_ * padded_v_);

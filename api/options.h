@@ -176,7 +176,7 @@ struct AttendOptions {
   // Rows that see fewer sealed tokens are attended exactly: to rank so few takes as long as to read
   // them all (docs/report.md). 0: never. -1: 2,048, or twice index.update_tokens where that is
   // less; but 0 with a miss_deadline, as only zones can do without rows that are late. A GPU ranks
-  // always: there -1 is 0, and more is UNIMPLEMENTED.
+  // always: there -1 is 0, and more is UNIMPLEMENTED. So does Retrieve.
   int64_t exact_below_tokens = -1;
   // Not 0: the plan is for steps between BeginStep and EndStep, and has room for sequences of up to
   // so many tokens at addresses that stay, so that a step can be captured in a CUDA graph. Each

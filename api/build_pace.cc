@@ -84,6 +84,9 @@ class PacedBackend final : public Backend {
   absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
     return Run(&Backend::UpdateCentroids, tasks);
   }
+  absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) override {
+    return Run(&Backend::WriteIndex, tasks);
+  }
 
  private:
   template <typename Task>

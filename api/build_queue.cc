@@ -283,7 +283,7 @@ absl::StatusOr<SealedHead> BuildQueue::BuildHead(const std::vector<KvRange>& row
     tier_rows.resize(index_shape.num_tokens * (index.key_row_bytes() + index.value_row_bytes()));
     index.rows = tier_rows.data();
   }
-  WriteClusterIndex(rows, clustering, index);
+  WAVEKV_RETURN_IF_ERROR(WriteClusterIndex(rows, clustering, backend, index));
   head.index = ReadOnly(index);
   if (!in_arena) {
     WAVEKV_ASSIGN_OR_RETURN(head.rows, target.row_tier->Store(head.index));

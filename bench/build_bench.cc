@@ -85,6 +85,15 @@ ClusterIndexShape DefaultIndexShape(const Clustering& clustering) {
                     ResolveCodeBits(defaults.code_bits, kShape.head_dim_k));
 }
 
+// Into an extent of ClusterIndexBytes().
+void WriteIndex(const Clustering& clustering, Backend& backend, std::byte* extent,
+                benchmark::State& state) {
+  const absl::Status status =
+      WriteClusterIndex({&TheSegment().rows, 1}, clustering, backend,
+                        FormatClusterIndex(extent, DefaultIndexShape(clustering), 0));
+  if (!status.ok()) state.SkipWithError(status.ToString().c_str());
+}
+
 void BM_BuildSegment(benchmark::State& state) {
   const Segment& segment = TheSegment();
   const auto executor = MakeThreadPool(1);
@@ -103,8 +112,7 @@ void BM_BuildSegment(benchmark::State& state) {
       const int64_t num_bytes = ClusterIndexBytes(DefaultIndexShape(clustering));
       extent.reset(static_cast<std::byte*>(std::aligned_alloc(64, num_bytes)));
     }
-    WriteClusterIndex({&segment.rows, 1}, clustering,
-                      FormatClusterIndex(extent.get(), DefaultIndexShape(clustering), 0));
+    WriteIndex(clustering, *backend, extent.get(), state);
   }
   Report(state, clustering);
 }
@@ -125,8 +133,7 @@ void BM_WriteClusterIndex(benchmark::State& state) {
           std::aligned_alloc(64, ClusterIndexBytes(DefaultIndexShape(clustering)))),
       &std::free);
   for (auto _ : state) {
-    WriteClusterIndex({&segment.rows, 1}, clustering,
-                      FormatClusterIndex(extent.get(), DefaultIndexShape(clustering), 0));
+    WriteIndex(clustering, *backend, extent.get(), state);
   }
   state.SetItemsProcessed(state.iterations() * kNumTokens);
 }
@@ -151,8 +158,7 @@ void BM_SealSegment(benchmark::State& state) {
       std::memset(extent.get(), 0, num_bytes);  // page faults are not what is measured
     }
     const auto clustered = Clock::now();
-    WriteClusterIndex({&segment.rows, 1}, clustering,
-                      FormatClusterIndex(extent.get(), DefaultIndexShape(clustering), 0));
+    WriteIndex(clustering, *backend, extent.get(), state);
     writing_time += Clock::now() - clustered;
   }
   const auto iterations = static_cast<double>(state.iterations());

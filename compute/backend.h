@@ -16,6 +16,7 @@
 #include "compute/score_tokens.h"
 #include "compute/select_clusters.h"
 #include "compute/update_centroids.h"
+#include "compute/write_index.h"
 
 namespace wavekv {
 
@@ -41,6 +42,7 @@ class Backend {
   virtual absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) = 0;
   virtual absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) = 0;
   virtual absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) = 0;
+  virtual absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) = 0;
 };
 
 }  // namespace wavekv

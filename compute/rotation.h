@@ -29,6 +29,11 @@ class Rotation {
   }
 
   int dim() const { return dim_; }
+  // For kernels that do the same in wider vectors: the power of two that a round transforms, and
+  // the signs before each round [dim].
+  int length() const { return length_; }
+  const float* first_signs() const { return first_.data(); }
+  const float* second_signs() const { return second_.data(); }
 
   template <typename T>
   void Apply(T* row) const {

@@ -15,6 +15,7 @@
 #include "cpu/score_tokens.h"
 #include "cpu/select_clusters.h"
 #include "cpu/update_centroids.h"
+#include "cpu/write_index.h"
 
 namespace wavekv {
 namespace {
@@ -61,6 +62,9 @@ int64_t Work(const AssignClustersTask& task) {
 int64_t Work(const UpdateCentroidsTask& task) {
   return task.num_clusters == 0 ? 0 : int64_t{task.offsets[task.num_clusters]} * task.dim;
 }
+int64_t Work(const WriteIndexTask& task) {
+  return task.out.num_tokens * (task.out.shape.head_dim_k + task.out.shape.head_dim_v) * 32;
+}
 
 class CpuBackend final : public Backend {
  public:
@@ -101,6 +105,9 @@ class CpuBackend final : public Backend {
   }
   absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
     return RunTasks(tasks, cpu::UpdateCentroids);
+  }
+  absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) override {
+    return RunTasks(tasks, cpu::WriteIndex);
   }
 
  private:

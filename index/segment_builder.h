@@ -5,6 +5,7 @@
 #ifndef WAVEKV_INDEX_SEGMENT_BUILDER_H_
 #define WAVEKV_INDEX_SEGMENT_BUILDER_H_
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "compute/backend.h"
@@ -24,16 +25,13 @@ absl::StatusOr<Clustering> ClusterRows(absl::Span<const KvRange> rows, const KvS
 ClusterIndexShape IndexShape(const Clustering& clustering, const KvShape& shape,
                              StatisticsFormat statistics, int code_bits);
 
-// Copies the rows into `out` in cluster order, byte for byte, and computes every section of it.
-//
-// Statistics come from the stored rows: differences and squares in fp32, or in double where the
-// largest element would take them out of its range; sums over rows in double. Spreads and codes
-// refer to the means as stored, that is after rounding. The bytes do not depend on which vector
-// instructions a machine has. REQUIRES: `out` was formatted for as many clusters, super-clusters
-// and tokens as `clustering` has; all positions lie in [out.position_begin, out.position_begin +
-// kSegmentTokensMax). Threads: concurrent calls with different `out` are independent.
-void WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& clustering,
-                       MutableClusterIndex out);
+// Copies the rows into `out` in cluster order and computes every section of it, as one operation of
+// the backend, whose contract says how (compute/write_index.h). Errors: those of the backend.
+// REQUIRES: `out` was formatted for as many clusters, super-clusters and tokens as `clustering`
+// has; all positions lie in [out.position_begin, out.position_begin + kSegmentTokensMax). Threads:
+// concurrent calls with different `out` are independent.
+absl::Status WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering& clustering,
+                               Backend& backend, const MutableClusterIndex& out);
 
 }  // namespace wavekv
 

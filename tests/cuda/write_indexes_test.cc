@@ -171,7 +171,9 @@ class WriteIndexesOnGpu : public GpuFixture {
     }
     const ClusterIndexShape index_shape = IndexShape(problem.clustering, shape, statistics, bits);
     problem.expected = std::make_unique<HostIndex>(index_shape);
-    WriteClusterIndex({&range, 1}, problem.clustering, problem.expected->index);
+    const absl::Status written =
+        WriteClusterIndex({&range, 1}, problem.clustering, cpu(), problem.expected->index);
+    EXPECT_TRUE(written.ok()) << written;
 
     std::vector<TokenRow> rows(num_tokens);
     const std::byte* const device_keys = Upload(keys.bytes);

@@ -95,6 +95,7 @@ class NaiveBackend : public Backend {
     return Missing();
   }
   absl::Status MergeStates(absl::Span<const MergeStatesTask>) override { return Missing(); }
+  absl::Status WriteIndex(absl::Span<const WriteIndexTask>) override { return Missing(); }
 
  private:
   static absl::Status Missing() { return absl::UnimplementedError("not needed for clustering"); }

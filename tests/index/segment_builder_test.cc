@@ -53,6 +53,14 @@ struct Rows {
   std::vector<KvRange> ranges;
 };
 
+void Write(absl::Span<const KvRange> rows, const Clustering& clustering,
+           const MutableClusterIndex& out) {
+  const auto executor = MakeThreadPool(1);
+  const auto backend = MakeCpuBackend(executor.get());
+  const absl::Status status = WriteClusterIndex(rows, clustering, *backend, out);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
 // A sealed index with the memory it lies in.
 struct Built {
   Clustering clustering;
@@ -73,7 +81,7 @@ Built Write(const Rows& rows, Clustering clustering, StatisticsFormat statistics
   built.extent = static_cast<std::byte*>(std::align(64, built.num_bytes, aligned, space));
   std::memset(built.extent, 0, built.num_bytes);  // padding is not written
   const MutableClusterIndex out = FormatClusterIndex(built.extent, shape, kPositionBegin);
-  WriteClusterIndex(rows.ranges, built.clustering, out);
+  Write(rows.ranges, built.clustering, out);
   built.index = ReadOnly(out);
   return built;
 }
@@ -436,7 +444,7 @@ TEST(SegmentBuilderLimitsTest, TheLastPositionOfTheLargestSegmentFits) {
   size_t space = memory.size();
   std::byte* extent = static_cast<std::byte*>(std::align(64, memory.size() - 64, aligned, space));
   const MutableClusterIndex out = FormatClusterIndex(extent, shape, 7);
-  WriteClusterIndex({&range, 1}, clustering, out);
+  Write({&range, 1}, clustering, out);
   EXPECT_EQ(out.positions[0], 0);
   EXPECT_EQ(out.positions[1], 65535);
   EXPECT_EQ(out.positions[2], 1);
@@ -457,7 +465,7 @@ TEST(SegmentBuilderLimitsTest, StatisticsOfTheLargestKeysAreFinite) {
     size_t space = memory.size();
     std::byte* extent = static_cast<std::byte*>(std::align(64, memory.size() - 64, aligned, space));
     const MutableClusterIndex out = FormatClusterIndex(extent, shape, 0);
-    WriteClusterIndex({&range, 1}, clustering, out);
+    Write({&range, 1}, clustering, out);
     for (int64_t c = 0; c < 2; ++c) {
       std::vector<float> centroid(8);
       LoadStatisticsRow(out.centroids.row(c), 8, statistics, out.centroids.scale(c),

@@ -5,10 +5,12 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/cpu_backend.h"
 #include "gtest/gtest.h"
 #include "index/segment_builder.h"
 #include "storage/float16.h"
 #include "storage/status_macros.h"
+#include "wavekv/executor.h"
 
 namespace wavekv::testing {
 namespace {
@@ -152,6 +154,8 @@ void TokenRows::ExpectContents(const LayerContents& contents, const CutRule& rul
 absl::Status TokenRows::Seal(Segment& segment, MemoryAccount& account, Random& random) const {
   const KvShape shape{model_.head_dim_k, model_.head_dim_v, model_.kv_dtype};
   const Segment::Pin pin = segment.Read();
+  const auto executor = MakeThreadPool(1);
+  const auto backend = MakeCpuBackend(executor.get());
   auto sealed = std::make_shared<SealedSegment>();
   for (int head = 0; head < model_.num_kv_heads; ++head) {
     std::vector<KvRange> rows;
@@ -162,7 +166,7 @@ absl::Status TokenRows::Seal(Segment& segment, MemoryAccount& account, Random& r
     WAVEKV_ASSIGN_OR_RETURN(Extent extent, account.Allocate(ClusterIndexBytes(index_shape)));
     const MutableClusterIndex index =
         FormatClusterIndex(extent.data(), index_shape, segment.begin());
-    WriteClusterIndex(rows, clustering, index);
+    WAVEKV_RETURN_IF_ERROR(WriteClusterIndex(rows, clustering, *backend, index));
     sealed->heads.push_back({std::move(extent), ReadOnly(index)});
   }
   segment.Seal(std::move(sealed));

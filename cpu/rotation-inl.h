@@ -60,13 +60,15 @@ HWY_INLINE void TransformTwoRounds(float* row, int length, int half, RotationVec
   }
 }
 
-// The Walsh-Hadamard transform of unit length. REQUIRES: length is a power of two, at least 8.
-HWY_INLINE void TransformRow(float* row, int length) {
+// Writes the Walsh-Hadamard transform of unit length of load(j), vectors that begin at element j.
+// REQUIRES: length is a power of two, at least 8.
+template <typename Load>
+HWY_INLINE void Transform(int length, const Load& load, float* row) {
   const RotationTag d;
   const int n = static_cast<int>(hn::Lanes(d));
   const auto odd = SignsOfLanes(1), second = SignsOfLanes(2), upper = SignsOfLanes(4);
   for (int i = 0; i < length; i += n) {
-    hn::StoreU(TransformVector(hn::LoadU(d, row + i), odd, second, upper), d, row + i);
+    hn::StoreU(TransformVector(load(i), odd, second, upper), d, row + i);
   }
   // A factor of 1 changes nothing: the last round has that of the whole.
   const auto scale = hn::Set(d, 1.0f / std::sqrt(static_cast<float>(length)));
@@ -85,17 +87,28 @@ HWY_INLINE void TransformRow(float* row, int length) {
   }
 }
 
-// What is left of Rotation::Apply once the elements have been multiplied by first_signs().
-HWY_INLINE void RotateSigned(const Rotation& rotation, float* row) {
+// Writes the rotated row of elements load(j), vectors that begin at element j.
+template <typename Load>
+HWY_INLINE void Rotate(const Rotation& rotation, const Load& load, float* row) {
   const RotationTag d;
+  const int n = static_cast<int>(hn::Lanes(d));
   const int dim = rotation.dim(), length = rotation.length();
-  TransformRow(row, length);
+  const auto load_signed = [&](int j) HWY_ATTR {
+    return hn::Mul(load(j), hn::LoadU(d, rotation.first_signs() + j));
+  };
+  Transform(length, load_signed, row);
   if (length == dim) return;
-  for (int j = 0; j < dim; j += static_cast<int>(hn::Lanes(d))) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, row + j), hn::LoadU(d, rotation.second_signs() + j)), d,
-               row + j);
+  for (int j = length; j < dim; j += n) hn::StoreU(load_signed(j), d, row + j);
+  const float* const signs = rotation.second_signs();
+  for (int j = 0; j < dim - length; j += n) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, row + j), hn::LoadU(d, signs + j)), d, row + j);
   }
-  TransformRow(row + dim - length, length);
+  float* const last = row + dim - length;
+  const auto load_last = [last, signs = signs + dim - length](int j) HWY_ATTR {
+    const RotationTag tag;
+    return hn::Mul(hn::LoadU(tag, last + j), hn::LoadU(tag, signs + j));
+  };
+  Transform(length, load_last, last);
 }
 
 }  // namespace wavekv::cpu::HWY_NAMESPACE

@@ -92,11 +92,12 @@ report() {
   else
     run_report_bench build "$bin/build_bench"
     run_report_bench append "$bin/append_bench" --threads=1
-    run_report_bench attend "$bin/attend_bench" --benchmark_filter='StreamRead|DecodeDense'
+    run_report_bench attend "$bin/attend_bench" --tokens=131072 --head_dims=128 --groups=1,4,8 \
+      --benchmark_filter='StreamRead|^Dense/'
   fi
 
   # What scripts read, in one place.
-  for name in append build decode; do
+  for name in append attend build decode; do
     grep -hE '^[a-z_]+ [a-z_]+=' "$folder/$name.txt"
   done | tee "$folder/summary.txt"
   tools/plot_report.sh "$folder"

@@ -3,7 +3,7 @@
 # not exist. LIBRARIES is the folder with libwavekv.so, libwavekv.a and abseil_modules.txt.
 #
 #   PREFIX/include/wavekv/*.h
-#   PREFIX/lib/libwavekv.so -> libwavekv.so.0.6 -> libwavekv.so.0.6.0, PREFIX/lib/libwavekv.a
+#   PREFIX/lib/libwavekv.so -> libwavekv.so.0.7 -> libwavekv.so.0.7.0, PREFIX/lib/libwavekv.a
 #   PREFIX/lib/pkgconfig/wavekv.pc, wavekv-static.pc   relocatable: PREFIX may be moved as a whole
 #   PREFIX/share/doc/wavekv/LICENSE
 #

@@ -46,12 +46,19 @@ class ScoreOnGpu : public GpuFixture {
     }
 
     // What sums in fp32 of a head's products may be off by: of each, a few roundings of what is
-    // added up, among it integers as stored, without a sign.
+    // added up, among it integers as stored, without a sign. And what the CPU's queries are rounded
+    // by where means are integers: ten standard deviations for means of about 1.
     double Tolerance(int head) const {
       const int dim = index.index().shape.head_dim_k;
-      double sum = 20.0;
-      for (int d = 0; d < dim; ++d) sum += 4.0 * std::fabs(queries[head * dim + d]);
-      return 0x1p-24 * (dim / 16 + 8) * sum;
+      double sum = 20.0, most = 0.0;
+      for (int d = 0; d < dim; ++d) {
+        const double magnitude = std::fabs(queries[head * dim + d]);
+        sum += 4.0 * magnitude;
+        most = std::max(most, magnitude);
+      }
+      const bool rounds = index.index().statistics != StatisticsFormat::kFloat32;
+      return 0x1p-24 * (dim / 16 + 8) * sum +
+             (rounds ? 8.0 * std::sqrt(dim) * most * kQueryRounding : 0.0);
     }
 
     RandomIndex index;

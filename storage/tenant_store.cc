@@ -45,6 +45,8 @@ void StoredSequence::RemoveContents() {
 absl::StatusOr<SequenceWriter> SequenceWriter::Acquire(std::shared_ptr<StoredSequence> sequence) {
   if (sequence->removed()) return SequenceNotFound();
   if (sequence->writing_.exchange(true, std::memory_order_acquire)) {
+    // One that is being closed has a writer that does not end in a retry.
+    if (sequence->removed()) return SequenceNotFound();
     return absl::AbortedError(fmt::format(
         "sequence {}: another call is writing to it; a sequence has one writer at a time",
         sequence->id()));
@@ -55,7 +57,8 @@ absl::StatusOr<SequenceWriter> SequenceWriter::Acquire(std::shared_ptr<StoredSeq
 }
 
 SequenceWriter SequenceWriter::AcquireForClosing(std::shared_ptr<StoredSequence> sequence) {
-  while (sequence->writing_.exchange(true, std::memory_order_acquire)) {
+  sequence->removed_.store(true, std::memory_order_release);
+  while (sequence->writing_.exchange(true, std::memory_order_acq_rel)) {
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
   return SequenceWriter(std::move(sequence));

@@ -88,7 +88,8 @@ class SequenceWriter {
  public:
   // ABORTED when another call writes to the sequence, NOT_FOUND when it was removed.
   static absl::StatusOr<SequenceWriter> Acquire(std::shared_ptr<StoredSequence> sequence);
-  // Waits for the present writer, if any; for closing, which must not fail.
+  // For closing, which must not fail: the sequence counts as removed from here on, and the present
+  // writer, if any, is waited for.
   static SequenceWriter AcquireForClosing(std::shared_ptr<StoredSequence> sequence);
 
   SequenceWriter(SequenceWriter&& other) noexcept : sequence_(std::move(other.sequence_)) {}

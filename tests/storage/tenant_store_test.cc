@@ -392,10 +392,11 @@ TEST_F(TenantStoreTest, CloseWaitsForTheWriter) {
     const auto writer = SequenceWriter::Acquire(sequence);
     ASSERT_TRUE(writer.ok());
     closing = std::thread([&tenant] { tenant->Close(); });
-    while (!tenant->closed()) std::this_thread::yield();
-    // Only the thread's end may remove it: the right to write is still ours.
-    EXPECT_FALSE(sequence->removed());
+    while (!sequence->removed()) std::this_thread::yield();
+    // Its tokens stay: the right to write is still ours.
     Expect(sequence, Tokens(0, 100));
+    // Whoever comes now is not told to try again.
+    EXPECT_EQ(SequenceWriter::Acquire(sequence).status(), SequenceNotFound());
   }
   closing.join();
   EXPECT_TRUE(sequence->removed());

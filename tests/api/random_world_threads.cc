@@ -345,7 +345,8 @@ absl::Status SharedWorld::ForkFrom(Random& random, const Log& log) {
   absl::Status status;
   if (child->valid() && !candidates.empty()) {
     status = UseFork(random, *child, candidates);
-    if (!status.ok()) status = Tolerate(status, *child, /*writes=*/false);
+    // An eviction of it is another writer.
+    if (!status.ok()) status = Tolerate(status, *child, /*writes=*/true);
   }
   const absl::Status removed = tenant.Remove(*child);
   if (!removed.ok()) status.Update(Tolerate(removed, *child, /*writes=*/true));

@@ -14,7 +14,7 @@ using std::chrono::microseconds;
 using std::chrono::nanoseconds;
 
 // Short beside a step, long beside what it takes to fall asleep and to wake.
-constexpr nanoseconds kSlice = microseconds(200);
+constexpr nanoseconds kSlice = microseconds(100);
 constexpr int kRestsPerSlice = 4;
 // After a piece of work that could not be cut.
 constexpr nanoseconds kRestMax = microseconds(10000);
@@ -87,6 +87,7 @@ class PacedBackend final : public Backend {
   absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) override {
     return Run(&Backend::WriteIndex, tasks);
   }
+  void Yield() override { pace_.Rest(); }
 
  private:
   template <typename Task>

@@ -43,6 +43,10 @@ class Backend {
   virtual absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) = 0;
   virtual absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) = 0;
   virtual absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) = 0;
+
+  // Called between two pieces of long work that is no operation, and by WriteIndex where a task
+  // asks for it. A backend whose caller makes room for others rests here, the rest do nothing.
+  virtual void Yield() {}
 };
 
 }  // namespace wavekv

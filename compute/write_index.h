@@ -9,6 +9,8 @@
 
 namespace wavekv {
 
+class Backend;
+
 // The second half of sealing a segment, for one kv head: copies its rows into an index in cluster
 // order, byte for byte, and computes every section of it (storage/cluster_index.h says what stands
 // where).
@@ -29,6 +31,8 @@ struct WriteIndexTask {
   const uint32_t* members = nullptr;
   const uint32_t* super_offsets = nullptr;
   MutableClusterIndex out;
+  // Its Yield() is called within the task, by the thread that runs it; nullptr: nobody's.
+  Backend* yields_to = nullptr;
 };
 
 }  // namespace wavekv

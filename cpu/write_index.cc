@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "compute/backend.h"
 #include "compute/rotation.h"
 #include "cpu/targets.h"
 #include "storage/float16.h"
@@ -378,10 +379,15 @@ double WriteCluster(int64_t cluster, int64_t number, int64_t first, const SuperM
   return SquaredDistance(value_mean, super.value);
 }
 
+void Yield(const WriteIndexTask& task) {
+  if (task.yields_to != nullptr) task.yields_to->Yield();
+}
+
 // Everything but the offsets, the positions and the rows, which have been written.
 template <int kBits, typename T>
 void WriteStatistics(const SideSummary& keys, const SideSummary& values,
-                     const MutableClusterIndex& out) {
+                     const WriteIndexTask& task) {
+  const MutableClusterIndex& out = task.out;
   const KvShape& shape = out.shape;
   int64_t size_max = 0;
   for (int64_t super = 0; super < out.num_supers; ++super) {
@@ -401,16 +407,17 @@ void WriteStatistics(const SideSummary& keys, const SideSummary& values,
       first += out.cluster_size(cluster);
     }
     out.super_value_spreads[super] = ToFloat(value_spread / static_cast<double>(first));
+    Yield(task);
   }
 }
 
 template <int kBits>
 void WriteStatistics(const SideSummary& keys, const SideSummary& values,
-                     const MutableClusterIndex& out) {
+                     const WriteIndexTask& task) {
   if (keys.SuitsFloat() && values.SuitsFloat()) {
-    WriteStatistics<kBits, float>(keys, values, out);
+    WriteStatistics<kBits, float>(keys, values, task);
   } else {
-    WriteStatistics<kBits, double>(keys, values, out);
+    WriteStatistics<kBits, double>(keys, values, task);
   }
 }
 
@@ -424,6 +431,7 @@ void WriteIndexOf(const WriteIndexTask& task) {
 
   // Rows are asked for ahead: neighbours in a cluster are far apart in the segment.
   constexpr int64_t kAhead = 8;
+  constexpr int64_t kClustersPerYield = 16;
   SideSummary keys(out.shape.head_dim_k, out.shape.dtype);
   SideSummary values(out.shape.head_dim_v, out.shape.dtype);
   for (int64_t cluster = 0; cluster < out.num_clusters; ++cluster) {
@@ -443,14 +451,15 @@ void WriteIndexOf(const WriteIndexTask& task) {
     }
     keys.Add(cluster_keys, size);
     values.Add(cluster_values, size);
+    if (cluster % kClustersPerYield == 0) Yield(task);
   }
   switch (out.code_bits) {
     case 1:
-      return WriteStatistics<1>(keys, values, out);
+      return WriteStatistics<1>(keys, values, task);
     case 2:
-      return WriteStatistics<2>(keys, values, out);
+      return WriteStatistics<2>(keys, values, task);
     case 4:
-      return WriteStatistics<4>(keys, values, out);
+      return WriteStatistics<4>(keys, values, task);
   }
 }
 

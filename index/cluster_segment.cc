@@ -47,7 +47,8 @@ struct PointNumbers {
 // Subtracts the mean of all rows from each and scales by a power of two, which rounds nothing, so
 // that no sum or product of what follows can overflow. Returns false, and does nothing, if there is
 // an infinity or NaN.
-bool CentreAndScale(absl::Span<float> rows, int dim, PointNumbers& numbers) {
+bool CentreAndScale(absl::Span<float> rows, int dim, Backend& backend, PointNumbers& numbers) {
+  constexpr int64_t kRowsPerYield = 512;
   const auto num_rows = static_cast<int64_t>(rows.size()) / dim;
   std::vector<double> sums(dim, 0.0);
   float largest = 0.0f;
@@ -55,6 +56,7 @@ bool CentreAndScale(absl::Span<float> rows, int dim, PointNumbers& numbers) {
     const float* const row = rows.data() + i * dim;
     for (int j = 0; j < dim; ++j) sums[j] += row[j];
     largest = std::max(largest, LargestMagnitude(row, dim));
+    if (i % kRowsPerYield == 0) backend.Yield();
   }
   // Of finite fp32 numbers no sum in double overflows; of others it is none.
   for (const double sum : sums) {
@@ -73,6 +75,7 @@ bool CentreAndScale(absl::Span<float> rows, int dim, PointNumbers& numbers) {
     for (int j = 0; j < dim; ++j) row[j] = row[j] * scale - mean[j];
     numbers.squared_lengths[i] = DotRows(row, row, dim);
     RoundPoint(row, dim, numbers.rounded.data() + i * dim);
+    if (i % kRowsPerYield == 0) backend.Yield();
   }
   return true;
 }
@@ -134,7 +137,7 @@ struct Run {
 // Cuts the largest cluster in two until there are enough clusters, which makes up for empty ones,
 // and none is too large.
 std::vector<Run> SplitLargest(absl::Span<const float> points, int dim, int64_t num_clusters,
-                              uint32_t size_max, Members& groups) {
+                              uint32_t size_max, Backend& backend, Members& groups) {
   std::vector<Run> runs;
   for (int64_t i = 0; i < num_clusters; ++i) {
     const Run run = {groups.offsets[i], groups.offsets[i + 1]};
@@ -145,6 +148,7 @@ std::vector<Run> SplitLargest(absl::Span<const float> points, int dim, int64_t n
   };
   std::make_heap(runs.begin(), runs.end(), smaller);
   while (static_cast<int64_t>(runs.size()) < num_clusters || runs.front().size() > size_max) {
+    backend.Yield();
     std::pop_heap(runs.begin(), runs.end(), smaller);
     const Run run = runs.back();
     runs.pop_back();
@@ -185,7 +189,7 @@ absl::StatusOr<Clustering> ClusterSegment(absl::Span<float> keys, int dim,
       (num_tokens + options.tokens_per_cluster / 2) / options.tokens_per_cluster, 1);
 
   PointNumbers numbers;
-  if (!CentreAndScale(keys, dim, numbers)) {
+  if (!CentreAndScale(keys, dim, backend, numbers)) {
     return absl::InvalidArgumentError("keys: expected finite values");
   }
   const ClusterPoints points = {keys.data(), numbers.rounded.data(), numbers.squared_lengths.data(),
@@ -194,7 +198,7 @@ absl::StatusOr<Clustering> ClusterSegment(absl::Span<float> keys, int dim,
                           num_clusters <= kClustersAllMax
                               ? IterateOverAll(points, num_clusters, options, backend)
                               : IterateOverNear(points, num_clusters, options, backend));
-  return InOrder(SplitLargest(keys, dim, num_clusters, options.cluster_tokens_max, groups),
+  return InOrder(SplitLargest(keys, dim, num_clusters, options.cluster_tokens_max, backend, groups),
                  groups.members);
 }
 

@@ -20,7 +20,7 @@ constexpr int64_t kNearLast = 128;
 constexpr int64_t kTriedShare = 3;
 
 // Clusters whose products with all others are at hand at once: bounds the memory.
-constexpr int64_t kRowsAtOnce = 64;
+constexpr int64_t kRowsAtOnce = 32;
 
 // Fewer members are not worth a cut.
 constexpr int64_t kCutLeast = 4;
@@ -101,6 +101,7 @@ class Refinement {
         row[cluster] = 2 * kOne;  // its own first, also if it is zero
         ListGreatest({row, static_cast<size_t>(num_clusters_)}, near(cluster));
         for (int64_t j = 0; j < num_near_; ++j) near_products(cluster)[j] = row[near(cluster)[j]];
+        backend_.Yield();
       }
     }
     return absl::OkStatus();
@@ -211,6 +212,7 @@ class Refinement {
       if (clusters_.size(wide) < kCutLeast) continue;
       const absl::Span<const uint32_t> members = clusters_.of(wide);
       halves.assign(members.begin(), members.end());
+      backend_.Yield();
       const Bisection cut = BisectCluster(points_.rows, dim_, absl::MakeSpan(halves));
       if (!(cut.gain > join->cost)) continue;
       for (const uint32_t point : clusters_.of(join->b)) assignment_[point] = join->a;

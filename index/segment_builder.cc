@@ -48,7 +48,8 @@ absl::Status WriteClusterIndex(absl::Span<const KvRange> rows, const Clustering&
                                .offsets = clustering.offsets.data(),
                                .members = clustering.members.data(),
                                .super_offsets = clustering.super_offsets.data(),
-                               .out = out};
+                               .out = out,
+                               .yields_to = &backend};
   return backend.WriteIndex({&task, 1});
 }
 

@@ -13,6 +13,7 @@
 #include "cpu/cpu_backend.h"
 #include "gtest/gtest.h"
 #include "storage/float16.h"
+#include "tests/index/naive_backend.h"
 #include "tests/testing/random.h"
 #include "wavekv/executor.h"
 
@@ -478,6 +479,45 @@ TEST(SegmentBuilderLimitsTest, StatisticsOfTheLargestKeysAreFinite) {
       EXPECT_TRUE(std::isfinite(Float16ToFloat32(out.code_factors[t])));
     }
   }
+}
+
+// Counts how often those who build make room for others.
+class CountingBackend final : public NaiveBackend {
+ public:
+  absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) override {
+    return cpu_->WriteIndex(tasks);
+  }
+  void Yield() override { ++yields; }
+
+  int64_t yields = 0;
+
+ private:
+  const std::unique_ptr<Executor> executor_ = MakeThreadPool(1);
+  const std::unique_ptr<Backend> cpu_ = MakeCpuBackend(executor_.get());
+};
+
+TEST(SegmentBuilderYieldTest, LongWorkBetweenOperationsIsCutInPieces) {
+  testing::Random random(3);
+  WAVEKV_TRACE_SEED(random);
+  constexpr int64_t kTokens = 4096;
+  const Rows rows(random, {8, 8, DType::kFloat32}, kTokens);
+  CountingBackend backend;
+  auto clustering = ClusterRows(rows.ranges, rows.shape, {}, 16, backend);
+  ASSERT_TRUE(clustering.ok()) << clustering.status();
+  // Rows are passed over twice, and each round lists the neighbours of each cluster.
+  EXPECT_GE(backend.yields, 2 * kTokens / 512 + clustering->num_clusters());
+
+  const ClusterIndexShape shape =
+      IndexShape(*clustering, rows.shape, StatisticsFormat::kInt4, /*code_bits=*/1);
+  std::vector<std::byte> memory(ClusterIndexBytes(shape) + 64);
+  void* aligned = memory.data();
+  size_t space = memory.size();
+  auto* const extent = static_cast<std::byte*>(std::align(64, memory.size() - 64, aligned, space));
+  backend.yields = 0;
+  ASSERT_TRUE(WriteClusterIndex(rows.ranges, *clustering, backend,
+                                FormatClusterIndex(extent, shape, kPositionBegin))
+                  .ok());
+  EXPECT_GE(backend.yields, clustering->num_supers() + clustering->num_clusters() / 16);
 }
 
 }  // namespace

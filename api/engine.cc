@@ -192,7 +192,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const EngineOptions& reques
     impl->gpu =
         std::make_unique<GpuEngine>(std::move(gpu), model, impl->options.index, *impl->backend);
   } else {
-    WAVEKV_ASSIGN_OR_RETURN(impl->context->arena, Arena::Create(requested.arena_bytes));
+    WAVEKV_ASSIGN_OR_RETURN(impl->context->arena,
+                            Arena::Create(requested.arena_bytes, requested.prefault_threads));
   }
   if (!requested.tiers.directory.empty()) {
     WAVEKV_ASSIGN_OR_RETURN(impl->row_tiers, OpenTiers(requested, model));

@@ -185,6 +185,9 @@ absl::StatusOr<EngineOptions> EngineOptionsFromProto(const v1::EngineConfig& pro
   options.tiers = FromProto(proto.tiers());
   if (proto.has_worker_threads()) options.worker_threads = Saturate<int>(proto.worker_threads());
   if (proto.has_build_threads()) options.build_threads = Saturate<int>(proto.build_threads());
+  if (proto.has_prefault_threads()) {
+    options.prefault_threads = Saturate<int>(proto.prefault_threads());
+  }
   if (proto.has_device()) options.device = FromProto(proto.device());
   options.gpu = FromProto(proto.gpu());
   options.default_quota = FromProto(proto.default_quota());

@@ -172,6 +172,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   WAVEKV_RETURN_IF_ERROR(ValidateTiers(options.tiers, options.index));
   WAVEKV_RETURN_IF_ERROR(CheckRange("worker_threads", options.worker_threads, 0, 4096));
   WAVEKV_RETURN_IF_ERROR(CheckRange("build_threads", options.build_threads, 1, 4096));
+  WAVEKV_RETURN_IF_ERROR(CheckRange("prefault_threads", options.prefault_threads, 0, 4096));
   if (options.device != Device::kCpu && options.device != Device::kCuda) {
     return Invalid("device must be kCpu or kCuda, got {}", static_cast<int>(options.device));
   }

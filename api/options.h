@@ -93,6 +93,9 @@ struct EngineOptions {
   TierOptions tiers;        // but for rows of sealed segments, if a directory is given
   int worker_threads = 0;   // of Append and Attend; 0 means one per processor
   int build_threads = 1;    // that seal segments in the background; at least 1
+  // That touch the arena's pages at Open, which takes memory from the system at once and Open
+  // longer; 0: each page costs the call that uses it first. A device's memory is there anyway.
+  int prefault_threads = 0;
   std::shared_ptr<Executor> executor;  // the caller's own threads in place of worker_threads
   TenantQuota default_quota;           // of tenants that are opened without one
   // kCuda: the arena is the device's memory, and arena_bytes and TenantQuota::host_bytes are bytes

@@ -108,6 +108,7 @@ EngineOptions SyntheticLayer::Options(Device device) const {
                    .kv_dtype = spec_.kv_dtype};
   options.build_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   options.arena_bytes = ArenaBytesFor(options, spec_.num_tokens);
+  options.prefault_threads = options.build_threads;
   return options;
 }
 

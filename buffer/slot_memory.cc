@@ -13,17 +13,13 @@
 #include <fstream>
 #include <limits>
 #include <string>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "fmt/format.h"
+#include "storage/prefault.h"
 
 namespace wavekv {
 namespace {
-
-constexpr int64_t kPageBytes = 4096;
 
 // Bytes that the control group of this process may have; as good as endless where nothing says.
 int64_t MemoryLimit(const char* path) {
@@ -63,7 +59,7 @@ absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(const SlotMemoryO
       new SlotMemory(static_cast<std::byte*>(base), options.num_slots, options.slot_bytes));
   memory->huge_pages_advised_ = madvise(base, bytes, MADV_HUGEPAGE) == 0;
   memory->Interleave();
-  memory->Prefault(options.prefault_threads);
+  PrefaultPages(memory->base_, bytes, options.prefault_threads);
   memory->create_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return memory;
@@ -89,25 +85,6 @@ void SlotMemory::Interleave() {
   if (syscall(SYS_mbind, base_, bytes(), kInterleave, nodes.data(), kNodesMax + 1, 0) == 0) {
     num_nodes_ = num_nodes;
   }
-}
-
-void SlotMemory::Prefault(int num_threads) const {
-  std::vector<std::thread> threads;
-  const int64_t num_pages = (bytes() + kPageBytes - 1) / kPageBytes;
-  const auto touch = [=, this](int part) {
-    const int64_t end = num_pages * (part + 1) / num_threads;
-    for (int64_t page = num_pages * part / num_threads; page < end; ++page) {
-      *reinterpret_cast<volatile char*>(base_ + page * kPageBytes) = 0;
-    }
-  };
-  for (int part = 0; part < num_threads; ++part) {
-    try {
-      threads.emplace_back(touch, part);
-    } catch (const std::system_error&) {
-      touch(part);  // no more threads can be had
-    }
-  }
-  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace wavekv

@@ -51,7 +51,6 @@ class SlotMemory {
       : base_(base), num_slots_(num_slots), slot_bytes_(slot_bytes) {}
 
   void Interleave();
-  void Prefault(int num_threads) const;
 
   std::byte* const base_;
   const int64_t num_slots_;

@@ -8,13 +8,14 @@
 
 namespace wavekv {
 
-absl::StatusOr<std::shared_ptr<Arena>> Arena::Create(int64_t bytes) {
+absl::StatusOr<std::shared_ptr<Arena>> Arena::Create(int64_t bytes, int prefault_threads) {
   const int64_t num_blocks = bytes / kBlockBytes;
   if (num_blocks < 1) {
     return absl::InvalidArgumentError(
         fmt::format("arena_bytes must be at least {}, got {}", kBlockBytes, bytes));
   }
-  WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ArenaMemory> memory, MapHostMemory(bytes));
+  WAVEKV_ASSIGN_OR_RETURN(std::unique_ptr<ArenaMemory> memory,
+                          MapHostMemory(bytes, prefault_threads));
   return Create(std::move(memory));
 }
 

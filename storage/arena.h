@@ -25,8 +25,9 @@ class Arena {
  public:
   static constexpr int64_t kBlockBytes = 4096;
 
-  // RESOURCE_EXHAUSTED when the address space cannot be had; bytes >= kBlockBytes.
-  static absl::StatusOr<std::shared_ptr<Arena>> Create(int64_t bytes);
+  // RESOURCE_EXHAUSTED when the address space cannot be had; bytes >= kBlockBytes. Pages are
+  // touched by `prefault_threads` threads, or by whoever uses them first.
+  static absl::StatusOr<std::shared_ptr<Arena>> Create(int64_t bytes, int prefault_threads = 0);
   // Of whole blocks of this memory, at least one.
   static std::shared_ptr<Arena> Create(std::unique_ptr<ArenaMemory> memory);
 

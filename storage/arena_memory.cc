@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "fmt/format.h"
+#include "storage/prefault.h"
 
 namespace wavekv {
 namespace {
@@ -57,7 +58,7 @@ class HostMemory final : public ArenaMemory {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes) {
+absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes, int prefault_threads) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     return absl::ResourceExhaustedError(
@@ -66,7 +67,9 @@ absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes) {
   // Random reads of cluster rows miss the TLB on small pages; where huge pages are off this is a
   // no-op.
   madvise(data, bytes, MADV_HUGEPAGE);
-  return std::make_unique<HostMemory>(static_cast<std::byte*>(data), bytes);
+  auto memory = std::make_unique<HostMemory>(static_cast<std::byte*>(data), bytes);
+  PrefaultPages(memory->data(), bytes, prefault_threads);
+  return memory;
 }
 
 }  // namespace wavekv

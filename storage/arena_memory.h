@@ -41,8 +41,9 @@ class ArenaMemory {
   virtual bool IsZero(const std::byte* at, int64_t num_bytes) const = 0;
 };
 
-// Pages mapped at once. RESOURCE_EXHAUSTED when the address space cannot be had.
-absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes);
+// Pages mapped at once, and touched by `prefault_threads` (0: whoever uses them first).
+// RESOURCE_EXHAUSTED when the address space cannot be had.
+absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes, int prefault_threads);
 
 }  // namespace wavekv
 

@@ -93,6 +93,8 @@ std::vector<BadOption> BadOptions() {
       {"worker_threads", "got 4097", [](auto& o) { o.worker_threads = 4097; }},
       {"build_threads", "got 0", [](auto& o) { o.build_threads = 0; }},
       {"build_threads", "got 4097", [](auto& o) { o.build_threads = 4097; }},
+      {"prefault_threads", "got -1", [](auto& o) { o.prefault_threads = -1; }},
+      {"prefault_threads", "got 4097", [](auto& o) { o.prefault_threads = 4097; }},
       {"device", "got 0", [](auto& o) { o.device = Device{0}; }},
       {"device", "got 3", [](auto& o) { o.device = Device{3}; }},
       {"gpu.device", "got -1", [](auto& o) { o.gpu.device = -1; }},
@@ -334,6 +336,7 @@ constexpr char kFullConfig[] = R"(
     arena_bytes: 8388608
     worker_threads: 3
     build_threads: 2
+    prefault_threads: 5
     default_quota { host_bytes: 4194304 max_sequences: 9 on_limit: EVICT_OWN
                     backing_bytes: 100 cache_bytes: 60 reserved_cache_bytes: 50 cache_weight: 2.5 }
     tiers {
@@ -371,6 +374,7 @@ TEST(EngineConfigTest, EveryFieldReachesTheOptions) {
   EXPECT_EQ(options->arena_bytes, 8388608);
   EXPECT_EQ(options->worker_threads, 3);
   EXPECT_EQ(options->build_threads, 2);
+  EXPECT_EQ(options->prefault_threads, 5);
   EXPECT_EQ(options->default_quota.host_bytes, 4194304);
   EXPECT_EQ(options->default_quota.max_sequences, 9);
   EXPECT_EQ(options->default_quota.on_limit, TenantQuota::OnLimit::kEvictOwn);
@@ -411,6 +415,7 @@ TEST(EngineConfigTest, FieldsLeftOutKeepTheDefaultsOfTheHeader) {
   EXPECT_EQ(options->index.seed, defaults.index.seed);
   EXPECT_EQ(options->worker_threads, defaults.worker_threads);
   EXPECT_EQ(options->build_threads, defaults.build_threads);
+  EXPECT_EQ(options->prefault_threads, defaults.prefault_threads);
   EXPECT_EQ(options->default_quota.host_bytes, 0);
   EXPECT_EQ(options->default_quota.max_sequences, 0);
   EXPECT_EQ(options->default_quota.on_limit, TenantQuota::OnLimit::kReject);

@@ -1,5 +1,7 @@
 #include "storage/arena.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -198,6 +200,21 @@ TEST(ArenaTest, FreeBlocksAreKnownToBeZero) {
   EXPECT_TRUE(arena->FreeBlocksAreZero());
   data[kBlock] = std::byte{1};  // whoever writes after freeing
   EXPECT_FALSE(arena->FreeBlocksAreZero());
+}
+
+TEST(ArenaTest, PagesAreThereBeforeTheyAreUsedIfThreadsTouchThem) {
+  constexpr int64_t kBytes = 300 * kBlock;
+  for (const int threads : {1, 3}) {
+    const auto arena = Arena::Create(kBytes, threads);
+    ASSERT_TRUE(arena.ok()) << arena.status();
+    std::byte* const data = (*arena)->Allocate(kBytes);
+    ASSERT_NE(data, nullptr);
+    std::vector<unsigned char> resident(kBytes / kBlock);
+    ASSERT_EQ(mincore(data, kBytes, resident.data()), 0);
+    for (const unsigned char page : resident) EXPECT_EQ(page & 1, 1);
+    EXPECT_TRUE(IsAll(data, kBytes, 0));
+    (*arena)->Free(data, kBytes);
+  }
 }
 
 TEST(ArenaTest, ThreadsNeverShareARunAndAlwaysGetZeros) {

@@ -81,6 +81,9 @@ class PacedBackend final : public Backend {
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     return Run(&Backend::AssignClusters, tasks);
   }
+  absl::Status ListGreatest(absl::Span<const ListGreatestTask> tasks) override {
+    return Run(&Backend::ListGreatest, tasks);
+  }
   absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
     return Run(&Backend::UpdateCentroids, tasks);
   }

@@ -9,6 +9,7 @@
 #include "compute/choose_tokens.h"
 #include "compute/convert_rows.h"
 #include "compute/estimate_clusters.h"
+#include "compute/list_greatest.h"
 #include "compute/merge_states.h"
 #include "compute/rotate_rows.h"
 #include "compute/score_clusters.h"
@@ -41,6 +42,7 @@ class Backend {
   virtual absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) = 0;
   virtual absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) = 0;
   virtual absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) = 0;
+  virtual absl::Status ListGreatest(absl::Span<const ListGreatestTask> tasks) = 0;
   virtual absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) = 0;
   virtual absl::Status WriteIndex(absl::Span<const WriteIndexTask> tasks) = 0;
 

@@ -9,6 +9,7 @@
 #include "cpu/choose_tokens.h"
 #include "cpu/convert_rows.h"
 #include "cpu/estimate_clusters.h"
+#include "cpu/list_greatest.h"
 #include "cpu/merge_states.h"
 #include "cpu/rotate_rows.h"
 #include "cpu/score_clusters.h"
@@ -59,6 +60,7 @@ int64_t Work(const MergeStatesTask& task) {
 int64_t Work(const AssignClustersTask& task) {
   return task.num_points * task.num_centroids * task.dim;
 }
+int64_t Work(const ListGreatestTask& task) { return task.num_rows * task.num_values * 8; }
 int64_t Work(const UpdateCentroidsTask& task) {
   return task.num_clusters == 0 ? 0 : int64_t{task.offsets[task.num_clusters]} * task.dim;
 }
@@ -102,6 +104,9 @@ class CpuBackend final : public Backend {
   }
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     return RunParts(tasks, cpu::AssignClusters);
+  }
+  absl::Status ListGreatest(absl::Span<const ListGreatestTask> tasks) override {
+    return RunTasks(tasks, cpu::ListGreatest);
   }
   absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) override {
     return RunTasks(tasks, cpu::UpdateCentroids);

@@ -87,51 +87,30 @@ class Refinement {
     std::vector<int32_t> unused(kRowsAtOnce), products(kRowsAtOnce * num_clusters_);
     for (int64_t begin = 0; begin < num_clusters_; begin += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, num_clusters_ - begin);
-      const AssignClustersTask task = {.points = rounded_.data() + begin * dim_,
-                                       .num_points = count,
-                                       .centroids = rounded_.data(),
-                                       .num_centroids = num_clusters_,
-                                       .dim = dim_,
-                                       .assignment = unused.data(),
-                                       .products = products.data()};
-      WAVEKV_RETURN_IF_ERROR(backend_.AssignClusters({&task, 1}));
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t cluster = begin + i;
-        int32_t* const row = products.data() + i * num_clusters_;
-        row[cluster] = 2 * kOne;  // its own first, also if it is zero
-        ListGreatest({row, static_cast<size_t>(num_clusters_)}, near(cluster));
-        for (int64_t j = 0; j < num_near_; ++j) near_products(cluster)[j] = row[near(cluster)[j]];
-        backend_.Yield();
+      const AssignClustersTask multiply = {.points = rounded_.data() + begin * dim_,
+                                           .num_points = count,
+                                           .centroids = rounded_.data(),
+                                           .num_centroids = num_clusters_,
+                                           .dim = dim_,
+                                           .assignment = unused.data(),
+                                           .products = products.data()};
+      WAVEKV_RETURN_IF_ERROR(backend_.AssignClusters({&multiply, 1}));
+      const auto row = [&](int64_t cluster) {
+        return &products[(cluster - begin) * num_clusters_];
+      };
+      // Its own among them, also if it is zero.
+      for (int64_t c = begin; c < begin + count; ++c) row(c)[c] = 2 * kOne;
+      const ListGreatestTask list = {.values = products.data(),
+                                     .num_rows = count,
+                                     .num_values = num_clusters_,
+                                     .num_listed = num_near_,
+                                     .lists = near(begin)};
+      WAVEKV_RETURN_IF_ERROR(backend_.ListGreatest({&list, 1}));
+      for (int64_t c = begin; c < begin + count; ++c) {
+        for (int64_t i = 0; i < num_near_; ++i) near_products(c)[i] = row(c)[near(c)[i]];
       }
     }
     return absl::OkStatus();
-  }
-
-  // Halves an interval until it holds few: a pass of the compiler's vectors costs less than a step
-  // of a selection that moves elements. What then still lies in it is taken in order.
-  void ListGreatest(absl::Span<const int32_t> values, uint32_t* list) const {
-    constexpr int kHalvings = 10;
-    constexpr int32_t kInOrderMax = 2;
-    int32_t low = -2 * kOne, high = 2 * kOne;  // of no value, of its own alone
-    int32_t num_above = 1;                     // at least `high`
-    int32_t middle = kOne / 4;                 // about where it mostly ends
-    for (int i = 0; i < kHalvings && num_above + kInOrderMax < num_near_; ++i) {
-      int32_t count = 0;
-      for (const int32_t value : values) count += value >= middle ? 1 : 0;
-      if (count > num_near_) {
-        low = middle;
-      } else {
-        high = middle;
-        num_above = count;
-      }
-      middle = (std::max(low, -kOne) + std::min(high, kOne)) / 2;
-    }
-    int64_t from_interval = num_near_ - num_above;
-    uint32_t* const end = list + num_near_;
-    for (uint32_t i = 0; i < values.size() && list != end; ++i) {
-      if (values[i] < low) continue;
-      if (values[i] >= high || from_interval-- > 0) *list++ = i;
-    }
   }
 
   absl::Status ChooseAmongNear() {

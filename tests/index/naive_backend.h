@@ -3,7 +3,9 @@
 #ifndef WAVEKV_TESTS_INDEX_NAIVE_BACKEND_H_
 #define WAVEKV_TESTS_INDEX_NAIVE_BACKEND_H_
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -53,6 +55,21 @@ class NaiveBackend : public Backend {
             task.assignment[point] = static_cast<int32_t>(centroid);
           }
         }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ListGreatest(absl::Span<const ListGreatestTask> tasks) override {
+    for (const ListGreatestTask& task : tasks) {
+      for (int64_t r = 0; r < task.num_rows; ++r) {
+        const int32_t* const values = task.values + r * task.num_values;
+        std::vector<uint32_t> places(task.num_values);
+        std::iota(places.begin(), places.end(), 0u);
+        std::stable_sort(places.begin(), places.end(),
+                         [&](uint32_t a, uint32_t b) { return values[a] > values[b]; });
+        std::sort(places.begin(), places.begin() + task.num_listed);
+        std::copy_n(places.begin(), task.num_listed, task.lists + r * task.num_listed);
       }
     }
     return absl::OkStatus();

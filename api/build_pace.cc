@@ -78,6 +78,12 @@ class PacedBackend final : public Backend {
   absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) override {
     return Run(&Backend::MergeStates, tasks);
   }
+  absl::Status SumRows(absl::Span<const SumRowsTask> tasks) override {
+    return Run(&Backend::SumRows, tasks);
+  }
+  absl::Status CentreRows(absl::Span<const CentreRowsTask> tasks) override {
+    return Run(&Backend::CentreRows, tasks);
+  }
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     return Run(&Backend::AssignClusters, tasks);
   }

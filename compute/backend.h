@@ -6,6 +6,7 @@
 #include "absl/types/span.h"
 #include "compute/assign_clusters.h"
 #include "compute/attend_rows.h"
+#include "compute/centre_rows.h"
 #include "compute/choose_tokens.h"
 #include "compute/convert_rows.h"
 #include "compute/estimate_clusters.h"
@@ -41,6 +42,8 @@ class Backend {
   virtual absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) = 0;
   virtual absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) = 0;
   virtual absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) = 0;
+  virtual absl::Status SumRows(absl::Span<const SumRowsTask> tasks) = 0;
+  virtual absl::Status CentreRows(absl::Span<const CentreRowsTask> tasks) = 0;
   virtual absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) = 0;
   virtual absl::Status ListGreatest(absl::Span<const ListGreatestTask> tasks) = 0;
   virtual absl::Status UpdateCentroids(absl::Span<const UpdateCentroidsTask> tasks) = 0;

@@ -6,6 +6,7 @@
 #include "absl/functional/function_ref.h"
 #include "cpu/assign_clusters.h"
 #include "cpu/attend_rows.h"
+#include "cpu/centre_rows.h"
 #include "cpu/choose_tokens.h"
 #include "cpu/convert_rows.h"
 #include "cpu/estimate_clusters.h"
@@ -57,6 +58,8 @@ int64_t Work(const EstimateClustersTask& task) {
 int64_t Work(const MergeStatesTask& task) {
   return static_cast<int64_t>(task.states.size()) * task.num_queries * task.head_dim_v;
 }
+int64_t Work(const SumRowsTask& task) { return task.num_rows * task.dim * 2; }
+int64_t Work(const CentreRowsTask& task) { return task.num_rows * task.dim * 8; }
 int64_t Work(const AssignClustersTask& task) {
   return task.num_points * task.num_centroids * task.dim;
 }
@@ -101,6 +104,12 @@ class CpuBackend final : public Backend {
   }
   absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) override {
     return RunTasks(tasks, cpu::MergeStates);
+  }
+  absl::Status SumRows(absl::Span<const SumRowsTask> tasks) override {
+    return RunTasks(tasks, cpu::SumRows);
+  }
+  absl::Status CentreRows(absl::Span<const CentreRowsTask> tasks) override {
+    return RunTasks(tasks, cpu::CentreRows);
   }
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     return RunParts(tasks, cpu::AssignClusters);

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "index/row_math.h"
 
 namespace wavekv {
 
@@ -28,12 +27,6 @@ inline void RoundRow(const float* row, int dim, float scale, int16_t* to) {
     const auto shifted = static_cast<int32_t>(row[j] * scale + (kShift + 0.5f));
     to[j] = static_cast<int16_t>(shifted - kShift);
   }
-}
-
-inline void RoundPoint(const float* row, int dim, int16_t* to) {
-  constexpr float kLeast = 1e-30f;  // what is smaller is zero
-  const float largest = LargestMagnitude(row, dim);
-  RoundRow(row, dim, largest > kLeast ? 4096.0f / largest : 0.0f, to);
 }
 
 // Rows of unit length, or zero.

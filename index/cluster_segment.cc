@@ -11,7 +11,6 @@
 #include "index/cluster_points.h"
 #include "index/group_members.h"
 #include "index/refine_clusters.h"
-#include "index/row_math.h"
 #include "index/seed_centroids.h"
 #include "index/start_clusters.h"
 #include "storage/status_macros.h"
@@ -44,40 +43,47 @@ struct PointNumbers {
   std::vector<int16_t> rounded;
 };
 
+// Rows of one operation: a tenth of a millisecond, after which a backend may rest.
+constexpr int64_t kRowsAtOnce = 512;
+
 // Subtracts the mean of all rows from each and scales by a power of two, which rounds nothing, so
-// that no sum or product of what follows can overflow. Returns false, and does nothing, if there is
-// an infinity or NaN.
-bool CentreAndScale(absl::Span<float> rows, int dim, Backend& backend, PointNumbers& numbers) {
-  constexpr int64_t kRowsPerYield = 512;
+// that no sum or product of what follows can overflow. INVALID_ARGUMENT, and nothing is done, if
+// there is an infinity or NaN.
+absl::Status CentreAndScale(absl::Span<float> rows, int dim, Backend& backend,
+                            PointNumbers& numbers) {
   const auto num_rows = static_cast<int64_t>(rows.size()) / dim;
   std::vector<double> sums(dim, 0.0);
   float largest = 0.0f;
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const float* const row = rows.data() + i * dim;
-    for (int j = 0; j < dim; ++j) sums[j] += row[j];
-    largest = std::max(largest, LargestMagnitude(row, dim));
-    if (i % kRowsPerYield == 0) backend.Yield();
+  for (int64_t i = 0; i < num_rows; i += kRowsAtOnce) {
+    const SumRowsTask task = {.rows = rows.data() + i * dim,
+                              .num_rows = std::min(kRowsAtOnce, num_rows - i),
+                              .dim = dim,
+                              .sums = sums.data(),
+                              .largest = &largest};
+    WAVEKV_RETURN_IF_ERROR(backend.SumRows({&task, 1}));
   }
   // Of finite fp32 numbers no sum in double overflows; of others it is none.
   for (const double sum : sums) {
-    if (!std::isfinite(sum)) return false;
+    if (!std::isfinite(sum)) return absl::InvalidArgumentError("keys: expected finite values");
   }
   const int exponent = largest == 0.0f ? 0 : std::min(-std::ilogb(largest), 126);
-  const float scale = std::ldexp(1.0f, exponent);
   std::vector<float> mean(dim);
   for (int j = 0; j < dim; ++j) {
     mean[j] = static_cast<float>(std::ldexp(sums[j] / static_cast<double>(num_rows), exponent));
   }
   numbers.squared_lengths.resize(num_rows);
   numbers.rounded.resize(rows.size());
-  for (int64_t i = 0; i < num_rows; ++i) {
-    float* const row = rows.data() + i * dim;
-    for (int j = 0; j < dim; ++j) row[j] = row[j] * scale - mean[j];
-    numbers.squared_lengths[i] = DotRows(row, row, dim);
-    RoundPoint(row, dim, numbers.rounded.data() + i * dim);
-    if (i % kRowsPerYield == 0) backend.Yield();
+  for (int64_t i = 0; i < num_rows; i += kRowsAtOnce) {
+    const CentreRowsTask task = {.rows = rows.data() + i * dim,
+                                 .num_rows = std::min(kRowsAtOnce, num_rows - i),
+                                 .dim = dim,
+                                 .scale = std::ldexp(1.0f, exponent),
+                                 .mean = mean.data(),
+                                 .squared_lengths = &numbers.squared_lengths[i],
+                                 .rounded = &numbers.rounded[i * dim]};
+    WAVEKV_RETURN_IF_ERROR(backend.CentreRows({&task, 1}));
   }
-  return true;
+  return absl::OkStatus();
 }
 
 // k-means over few clusters: seeds, then an update and an assignment among all per iteration.
@@ -189,9 +195,7 @@ absl::StatusOr<Clustering> ClusterSegment(absl::Span<float> keys, int dim,
       (num_tokens + options.tokens_per_cluster / 2) / options.tokens_per_cluster, 1);
 
   PointNumbers numbers;
-  if (!CentreAndScale(keys, dim, backend, numbers)) {
-    return absl::InvalidArgumentError("keys: expected finite values");
-  }
+  WAVEKV_RETURN_IF_ERROR(CentreAndScale(keys, dim, backend, numbers));
   const ClusterPoints points = {keys.data(), numbers.rounded.data(), numbers.squared_lengths.data(),
                                 num_tokens, dim};
   WAVEKV_ASSIGN_OR_RETURN(Members groups,

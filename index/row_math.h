@@ -3,8 +3,6 @@
 #ifndef WAVEKV_INDEX_ROW_MATH_H_
 #define WAVEKV_INDEX_ROW_MATH_H_
 
-#include <cmath>
-
 #include "wavekv/types.h"
 
 namespace wavekv {
@@ -18,19 +16,6 @@ inline float DotRows(const float* a, const float* b, int dim) {
   float sum = 0.0f;
   for (const float part : partial) sum += part;
   return sum;
-}
-
-inline float LargestMagnitude(const float* row, int dim) {
-  float largest[kHeadDimStep] = {};
-  for (int j = 0; j < dim; j += kHeadDimStep) {
-    for (int lane = 0; lane < kHeadDimStep; ++lane) {
-      const float magnitude = std::abs(row[j + lane]);
-      largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
-    }
-  }
-  float result = 0.0f;
-  for (const float magnitude : largest) result = magnitude > result ? magnitude : result;
-  return result;
 }
 
 }  // namespace wavekv

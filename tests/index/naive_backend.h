@@ -35,6 +35,37 @@ class NaiveBackend : public Backend {
     return absl::OkStatus();
   }
 
+  absl::Status SumRows(absl::Span<const SumRowsTask> tasks) override {
+    for (const SumRowsTask& task : tasks) {
+      for (int64_t i = 0; i < task.num_rows * task.dim; ++i) {
+        task.sums[i % task.dim] += task.rows[i];
+        *task.largest = std::max(*task.largest, std::abs(task.rows[i]));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CentreRows(absl::Span<const CentreRowsTask> tasks) override {
+    for (const CentreRowsTask& task : tasks) {
+      for (int64_t i = 0; i < task.num_rows; ++i) {
+        float* const row = task.rows + i * task.dim;
+        float largest = 0.0f;
+        double squared_length = 0.0;
+        for (int j = 0; j < task.dim; ++j) {
+          row[j] = row[j] * task.scale - task.mean[j];
+          largest = std::max(largest, std::abs(row[j]));
+          squared_length += static_cast<double>(row[j]) * row[j];
+        }
+        task.squared_lengths[i] = static_cast<float>(squared_length);
+        const double unit = largest > 1e-30f ? 4096.0 / largest : 0.0;
+        for (int j = 0; j < task.dim; ++j) {
+          task.rounded[i * task.dim + j] = static_cast<int16_t>(std::floor(row[j] * unit + 0.5));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status AssignClusters(absl::Span<const AssignClustersTask> tasks) override {
     for (const AssignClustersTask& task : tasks) {
       for (int64_t i = 0; i < task.num_points; ++i) {

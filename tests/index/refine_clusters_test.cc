@@ -25,14 +25,16 @@ class Points {
  public:
   explicit Points(std::vector<float> rows) : rows_(std::move(rows)) {
     const auto num_points = static_cast<int64_t>(rows_.size()) / kDim;
-    for (int64_t i = 0; i < num_points; ++i) {
-      const float* const row = rows_.data() + i * kDim;
-      squared_lengths_.push_back(DotRows(row, row, kDim));
-    }
+    squared_lengths_.resize(num_points);
     rounded_.resize(rows_.size());
-    for (int64_t i = 0; i < num_points; ++i) {
-      RoundPoint(rows_.data() + i * kDim, kDim, rounded_.data() + i * kDim);
-    }
+    const std::vector<float> mean(kDim, 0.0f);
+    const CentreRowsTask task = {.rows = rows_.data(),
+                                 .num_rows = num_points,
+                                 .dim = kDim,
+                                 .mean = mean.data(),
+                                 .squared_lengths = squared_lengths_.data(),
+                                 .rounded = rounded_.data()};
+    EXPECT_TRUE(NaiveBackend().CentreRows({&task, 1}).ok());
   }
 
   ClusterPoints get() const {

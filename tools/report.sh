@@ -98,7 +98,8 @@ report() {
 
   # What scripts read, in one place.
   for name in append attend build decode; do
-    grep -hE '^[a-z_]+ [a-z_]+=' "$folder/$name.txt"
+    # Some have none in the quick form.
+    grep -hE '^[a-z_]+ [a-z_]+=' "$folder/$name.txt" || true
   done | tee "$folder/summary.txt"
   tools/plot_report.sh "$folder"
   [[ -z $failed ]] || die "report: not all benchmarks ran; their output is in $folder"

@@ -504,8 +504,8 @@ TEST(SegmentBuilderYieldTest, LongWorkBetweenOperationsIsCutInPieces) {
   CountingBackend backend;
   auto clustering = ClusterRows(rows.ranges, rows.shape, {}, 16, backend);
   ASSERT_TRUE(clustering.ok()) << clustering.status();
-  // Rows are passed over twice, and rounds try cuts.
-  EXPECT_GE(backend.yields, 2 * kTokens / 512 + clustering->num_clusters() / 16);
+  // Rounds try cuts; the rest of the work is operations.
+  EXPECT_GE(backend.yields, clustering->num_clusters() / 8);
 
   const ClusterIndexShape shape =
       IndexShape(*clustering, rows.shape, StatisticsFormat::kInt4, /*code_bits=*/1);

@@ -36,8 +36,9 @@ void SumRowsOf(const SumRowsTask& task) {
   auto largest = hn::Zero(d);
   for (int64_t i = 0; i < task.num_rows; ++i) {
     const float* const row = task.rows + i * task.dim;
-    for (int j = 0; j < task.dim; j += kLanes<float>)
+    for (int j = 0; j < task.dim; j += kLanes<float>) {
       largest = Raise(largest, hn::LoadU(d, row + j));
+    }
   }
   *task.largest = std::max(*task.largest, hn::GetLane(hn::MaxOfLanes(d, largest)));
   const Tag<double> dd;

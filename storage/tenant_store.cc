@@ -45,7 +45,7 @@ void StoredSequence::RemoveContents() {
 absl::StatusOr<SequenceWriter> SequenceWriter::Acquire(std::shared_ptr<StoredSequence> sequence) {
   if (sequence->removed()) return SequenceNotFound();
   if (sequence->writing_.exchange(true, std::memory_order_acquire)) {
-    // One that is being closed has a writer that does not end in a retry.
+    // Being closed: to try again is of no use.
     if (sequence->removed()) return SequenceNotFound();
     return absl::AbortedError(fmt::format(
         "sequence {}: another call is writing to it; a sequence has one writer at a time",

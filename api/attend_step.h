@@ -2,6 +2,8 @@
 #ifndef WAVEKV_API_ATTEND_STEP_H_
 #define WAVEKV_API_ATTEND_STEP_H_
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "api/step_rows.h"
 #include "api/step_view.h"
 #include "compute/backend.h"
+#include "compute/choose_tokens.h"
 #include "wavekv/engine.h"  // RetrievedTokens
 #include "wavekv/executor.h"
 #include "wavekv/model_spec.h"
@@ -268,13 +271,28 @@ class AttendStep {
   // And in the estimation zone.
   int64_t AnsweredTokens(const ZoneUnit& unit) const;
   void AddSketch(ZoneUnit& unit);
-  // The first token in [begin, end) that was chosen, or end.
-  static int64_t NextChosen(const uint8_t* chosen, int64_t begin, int64_t end);
   // Visits the clusters of a part, whose tokens start at `first_item` of `chosen`, that have chosen
   // tokens.
-  void ForEachChosenCluster(
-      const ClusterIndex& index, const SketchPart& part, int64_t first_item,
-      absl::FunctionRef<void(uint32_t cluster, int64_t first_item, int64_t size)> visit) const;
+  template <typename Visit>  // void(uint32_t cluster, int64_t first_item, int64_t size)
+  void ForEachChosenCluster(const ClusterIndex& index, const SketchPart& part, int64_t first_item,
+                            const Visit& visit) const {
+    const uint32_t* const clusters = ws_.sketch_clusters.data() + part.first_cluster;
+    for (int64_t i = 0; i < part.num_clusters; ++i) {
+      const int64_t size = index.cluster_size(clusters[i]);
+      if (NumChosen(first_item, size) > 0) visit(clusters[i], first_item, size);
+      first_item += size;
+    }
+  }
+  // Of `size` tokens from `first_item` on.
+  int64_t NumChosen(int64_t first_item, int64_t size) const {
+    constexpr int64_t kBits = 64;
+    int64_t count = 0;
+    for (int64_t i = 0; i < size; i += kBits) {
+      count +=
+          std::popcount(ChosenBits(ws_.chosen.data(), first_item + i, std::min(kBits, size - i)));
+    }
+    return count;
+  }
   absl::Status RankTokens();
   void ReadMostlyChosenWhole(ZoneUnit& unit);
   MassEstimate mass() const {

@@ -144,16 +144,8 @@ void AttendStep::AddChosenRanges(const ZoneUnit& unit, RowGroup& rows) {
     const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
     SketchPart& part = ws_.sketch_parts[unit.first_index + i];
     part.first_value = rows.num_values();
-    // Runs of chosen tokens of a cluster, which lie side by side.
-    ForEachChosenCluster(index, part, item, [&](uint32_t cluster, int64_t first, int64_t size) {
-      const uint8_t* chosen = ws_.chosen.data() + first;
-      for (int64_t begin = NextChosen(chosen, 0, size); begin < size;) {
-        int64_t end = begin + 1;
-        while (end < size && chosen[end] != 0) ++end;
-        rows.AddWithValues(
-            {ws_.heads[unit.first_index + i], cluster, begin, end - begin, first + begin});
-        begin = NextChosen(chosen, end, size);
-      }
+    ForEachChosenCluster(index, part, item, [&](uint32_t cluster, int64_t first, int64_t /*size*/) {
+      rows.AddChosen(*ws_.heads[unit.first_index + i], cluster, ws_.chosen.data(), first);
     });
     item += part.num_tokens;
     part.num_values = rows.num_values() - part.first_value;

@@ -1,6 +1,5 @@
 // The part of AttendStep that decides what rows answered by zones read: score, select.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -300,34 +299,6 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
   return backend_.SelectClusters(ws_.select_tasks);
 }
 
-int64_t AttendStep::NextChosen(const uint8_t* chosen, int64_t begin, int64_t end) {
-  // Few are, so eight are asked about at once.
-  for (; begin + 8 <= end; begin += 8) {
-    uint64_t flags;
-    std::memcpy(&flags, chosen + begin, 8);
-    if (flags != 0) return begin + std::countr_zero(flags) / 8;
-  }
-  while (begin < end && chosen[begin] == 0) ++begin;
-  return begin;
-}
-
-void AttendStep::ForEachChosenCluster(
-    const ClusterIndex& index, const SketchPart& part, int64_t first_item,
-    absl::FunctionRef<void(uint32_t cluster, int64_t first_item, int64_t size)> visit) const {
-  const uint8_t* const chosen = ws_.chosen.data() + first_item;
-  const uint32_t* clusters = ws_.sketch_clusters.data() + part.first_cluster;
-  int64_t cluster_begin = 0;
-  for (int64_t token = NextChosen(chosen, 0, part.num_tokens); token < part.num_tokens;) {
-    int64_t size = index.cluster_size(*clusters);
-    while (cluster_begin + size <= token) {
-      cluster_begin += size;
-      size = index.cluster_size(*++clusters);
-    }
-    visit(*clusters, first_item + cluster_begin, size);
-    token = NextChosen(chosen, cluster_begin + size, part.num_tokens);
-  }
-}
-
 void AttendStep::AddSketch(ZoneUnit& unit) {
   unit.first_sketch_token = static_cast<int64_t>(ws_.chosen.size());
   int64_t cluster = unit.first_cluster;
@@ -423,10 +394,9 @@ void AttendStep::ReadMostlyChosenWhole(ZoneUnit& unit) {
     const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
     ForEachChosenCluster(*ws_.indexes[unit.first_index + i], part, item,
                          [&](uint32_t /*cluster*/, int64_t first, int64_t size) {
-                           uint8_t* chosen = ws_.chosen.data() + first;
-                           const auto num_chosen = std::count(chosen, chosen + size, uint8_t{1});
+                           const int64_t num_chosen = NumChosen(first, size);
                            if (2 * num_chosen <= size) return;
-                           std::fill_n(chosen, size, uint8_t{1});
+                           std::fill_n(ws_.chosen.data() + first, size, uint8_t{1});
                            unit.num_chosen += size - num_chosen;
                          });
     item += part.num_tokens;

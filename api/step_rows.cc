@@ -1,10 +1,12 @@
 #include "api/step_rows.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 
 #include "buffer/tiered_rows.h"
+#include "compute/choose_tokens.h"
 
 namespace wavekv {
 namespace {
@@ -40,18 +42,39 @@ void RowGroup::Add(const KvRange& range) {
   if (open_.num_tokens >= piece_tokens_) EndPiece();
 }
 
-void RowGroup::AddRun(const ClusterRun& run, bool with_values) {
-  if (run.head->rows != nullptr) return AddTieredRun(run, with_values);
+void RowGroup::Add(const ClusterRun& run) {
+  if (run.head->rows != nullptr) return AddTieredRun(run, /*with_values=*/false);
   const ClusterIndex& index = run.head->index;
   KvRange range = index.cluster_range(run.cluster);
   range.keys += run.first * index.key_row_bytes();
   range.values += run.first * index.value_row_bytes();
   range.positions += run.first;
   range.num_tokens = run.num_tokens;
-  for (int64_t i = 0; with_values && i < run.num_tokens; ++i) {
-    value_rows_.push_back(range.values + i * index.value_row_bytes());
-  }
   Add(range);
+}
+
+void RowGroup::AddChosen(const SealedHead& head, int64_t cluster, const uint8_t* chosen,
+                         int64_t item) {
+  const ClusterIndex& index = head.index;
+  const KvRange whole = index.cluster_range(cluster);
+  const int64_t key_bytes = index.key_row_bytes(), value_bytes = index.value_row_bytes();
+  constexpr int64_t kBits = 64;
+  for (int64_t first = 0; first < whole.num_tokens; first += kBits) {
+    uint64_t bits = ChosenBits(chosen, item + first, std::min(kBits, whole.num_tokens - first));
+    while (bits != 0) {
+      const int64_t begin = first + std::countr_zero(bits);
+      const int64_t count = std::countr_one(bits >> (begin - first));
+      bits &= bits + (uint64_t{1} << (begin - first));  // without the lowest run
+      if (head.rows != nullptr) {
+        AddTieredRun({&head, cluster, begin, count, item + begin}, /*with_values=*/true);
+        continue;
+      }
+      const std::byte* const values = whole.values + begin * value_bytes;
+      for (int64_t i = 0; i < count; ++i) value_rows_.push_back(values + i * value_bytes);
+      Add({whole.keys + begin * key_bytes, values, count, whole.position_begin,
+           whole.positions + begin});
+    }
+  }
 }
 
 void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {

@@ -53,9 +53,10 @@ class RowGroup {
 
   // A piece ends with the run that brings it to its size.
   void Add(const KvRange& range);
-  void Add(const ClusterRun& run) { AddRun(run, /*with_values=*/false); }
-  // And lists the address of each value row in value_rows().
-  void AddWithValues(const ClusterRun& run) { AddRun(run, /*with_values=*/true); }
+  void Add(const ClusterRun& run);
+  // The cluster's tokens of which chosen[item], chosen[item + 1] and so on are 1: each run of
+  // neighbours, with the address of each value row in value_rows().
+  void AddChosen(const SealedHead& head, int64_t cluster, const uint8_t* chosen, int64_t item);
   // After the last one: at least one piece, which may be empty.
   void End();
 
@@ -107,7 +108,6 @@ class RowGroup {
   };
 
   void Begin(BlockFetch* fetch, size_t number, int64_t piece_tokens);
-  void AddRun(const ClusterRun& run, bool with_values);
   void AddTieredRun(const ClusterRun& run, bool with_values);
   void EndPiece();
   void LookUp();

@@ -17,94 +17,37 @@
 #define HWY_TARGET_INCLUDE "cpu/estimate_clusters.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/add_means-inl.h"
 #include "cpu/estimate_masses-inl.h"
 #include "cpu/estimate_weights-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "cpu/softmax-inl.h"
-#include "cpu/statistics_rows-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// Queries that share a pass over the means, and means that share a tile.
+// Queries that share a pass over means and values, and values that share a tile.
 constexpr int kQueries = 16;
 constexpr int kTile = 32;
 
-// Weights of items for queries, as EstimateParts keeps them.
-struct Weights {
-  const float* batches;
-  int64_t num_items;
-
-  float Of(int query, int64_t item) const {
-    constexpr int kBatch = EstimateParts::kBatch;
-    return batches[(query / kBatch * num_items + item) * kBatch + query % kBatch];
-  }
-};
-
-// sums [num_queries, head_dim_v] += weights . means, for the rows listed.
-void AddMeans(const ClusterIndex& index, const StatisticsRows& means, StatisticsFormat format,
-              const std::vector<uint32_t>& list, const Weights& weights, int first_query,
-              int num_queries, float* sums) {
-  const int dim = index.shape.head_dim_v;
-  alignas(64) float values[kTile * kHeadDimMax];
-  const std::byte* rows[kTile];
-  float tile_weights[kQueries * kTile];
-  for (size_t first = 0; first < list.size(); first += kTile) {
-    const int count = static_cast<int>(std::min<size_t>(kTile, list.size() - first));
-    for (size_t i = first + kTile; i < std::min(first + 2 * kTile, list.size()); ++i) {
-      PrefetchBytes(means.row(list[i]), means.row_bytes);
-    }
-    for (int i = 0; i < count; ++i) {
-      const uint32_t mean = list[first + i];
-      LoadRow(means.row(mean), dim, format, means.scale(mean), values + i * dim);
-      rows[i] = reinterpret_cast<const std::byte*>(values + i * dim);
-      for (int q = 0; q < num_queries; ++q) {
-        tile_weights[q * kTile + i] = weights.Of(first_query + q, mean);
-      }
-    }
-    WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-      AddWeightedRows<DType::kFloat32>(d, {rows, count, dim}, {tile_weights, kTile}, num_queries,
-                                       sums);
-    });
-  }
-}
-
 // output [num_queries, head_dim_v] += weights . values of the tokens listed.
 template <DType kType>
-void AddValues(const ClusterIndex& index, const EstimateParts& parts, int first_query,
-               int num_queries, float* output) {
+void AddValues(const ClusterIndex& index, const std::byte* const* chosen_values,
+               const EstimateParts& parts, int first_query, int num_queries, float* output) {
   const int dim = index.shape.head_dim_v;
   alignas(64) float sums[kQueries * kHeadDimMax];  // paired order
   std::fill_n(sums, num_queries * dim, 0.0f);
-  const std::byte* rows[2][kTile];
-  float tile_weights[kQueries * kTile];
-  const auto& tokens = parts.taken_tokens;
-  const Weights weights = {parts.taken_weights.data(), static_cast<int64_t>(tokens.size())};
-  const auto count_from = [&](size_t first) {
-    return static_cast<int>(
-        std::min<size_t>(kTile, tokens.size() - std::min(first, tokens.size())));
-  };
-  const auto list = [&](size_t first, const std::byte** to) {
-    const int count = count_from(first);
-    for (int i = 0; i < count; ++i) to[i] = tokens[first + i].value;
-    // Kernels ask for a full tile of rows that come next.
-    std::fill(to + count, to + kTile, tokens[std::min(first, tokens.size() - 1)].value);
-  };
-  list(0, rows[0]);
-  for (size_t first = 0; first < tokens.size(); first += kTile) {
-    const int count = count_from(first);
-    const std::byte** mine = rows[first / kTile % 2];
-    const std::byte** next = rows[(first / kTile + 1) % 2];
-    list(first + kTile, next);
-    for (int i = 0; i < count; ++i) {
-      for (int q = 0; q < num_queries; ++q) {
-        tile_weights[q * kTile + i] = weights.Of(first_query + q, static_cast<int64_t>(first) + i);
-      }
-    }
+  alignas(64) float tile_weights[kQueries * kTile];
+  const BatchedWeights weights = {parts.taken_weights.data(), parts.taken_stride()};
+  // Most are in the cache still, where they were attended.
+  for (int64_t first = 0; first < parts.num_taken; first += kTile) {
+    const int count = static_cast<int>(std::min<int64_t>(kTile, parts.num_taken - first));
+    weights.Transpose(first, count, first_query, num_queries, tile_weights, kTile);
     WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-      AddWeightedRows<kType>(d, {mine, count, dim, next}, {tile_weights, kTile}, num_queries, sums);
+      AddWeightedRows<kType>(d, {chosen_values + first, count, dim}, {tile_weights, kTile},
+                             num_queries, sums);
     });
   }
   WithVectorsFor(dim, [&](auto d) HWY_ATTR {
@@ -115,15 +58,18 @@ void AddValues(const ClusterIndex& index, const EstimateParts& parts, int first_
   });
 }
 
-void AddValues(const ClusterIndex& index, const EstimateParts& parts, int first_query,
-               int num_queries, float* output) {
+void AddValues(const ClusterIndex& index, const std::byte* const* chosen_values,
+               const EstimateParts& parts, int first_query, int num_queries, float* output) {
   switch (index.shape.dtype) {
     case DType::kFloat32:
-      return AddValues<DType::kFloat32>(index, parts, first_query, num_queries, output);
+      return AddValues<DType::kFloat32>(index, chosen_values, parts, first_query, num_queries,
+                                        output);
     case DType::kFloat16:
-      return AddValues<DType::kFloat16>(index, parts, first_query, num_queries, output);
+      return AddValues<DType::kFloat16>(index, chosen_values, parts, first_query, num_queries,
+                                        output);
     case DType::kBFloat16:
-      return AddValues<DType::kBFloat16>(index, parts, first_query, num_queries, output);
+      return AddValues<DType::kBFloat16>(index, chosen_values, parts, first_query, num_queries,
+                                         output);
   }
 }
 
@@ -138,12 +84,15 @@ void AnswerQueries(const EstimateClustersTask& task, const EstimateParts& parts,
       sums[q * dim + i] = parts.sums[first + q].of_means * index.mean_value[i];
     }
   }
-  AddMeans(index, index.value_means, index.statistics, parts.clusters,
-           {parts.cluster_weights.data(), index.num_clusters}, first, num_queries, sums);
-  AddMeans(index, index.super_value_means, SuperFormat(index.statistics), parts.supers,
-           {parts.super_weights.data(), index.num_supers}, first, num_queries, sums);
+  AddMeans<kQueries>(index.value_means, index.statistics, dim, parts.clusters,
+                     {parts.cluster_weights.data(), parts.cluster_stride()}, first, num_queries,
+                     sums);
+  AddMeans<kQueries>(index.super_value_means, SuperFormat(index.statistics), dim, parts.supers,
+                     {parts.super_weights.data(), parts.super_stride()}, first, num_queries, sums);
   for (int q = 0; q < num_queries; ++q) rotation.ApplyInverse(sums + q * dim);
-  if (!parts.taken_tokens.empty()) AddValues(index, parts, first, num_queries, sums);
+  if (parts.num_taken > 0) {
+    AddValues(index, task.chosen_values, parts, first, num_queries, sums);
+  }
   float* output = task.output + static_cast<int64_t>(first) * dim;
   std::copy_n(sums, num_queries * dim, output);
   for (int q = 0; q < num_queries; ++q) {
@@ -185,14 +134,28 @@ void StoreErrors(const EstimateClustersTask& task, const EstimateParts& parts) {
   }
 }
 
-// The first means and values that will be added up, later ones are asked for on the way. Inlined,
-// or the compiler takes calls for idle and leaves them out.
+// The first means that will be added up and the first factors that will be needed; later ones are
+// asked for on the way. Inlined, or the compiler takes calls for idle and leaves them out.
 HWY_INLINE void PrefetchFirst(const ClusterIndex& index, const EstimateParts& parts) {
-  for (size_t i = 0; i < std::min<size_t>(kTile, parts.clusters.size()); ++i) {
+  for (size_t i = 0; i < std::min<size_t>(kMeansTile, parts.clusters.size()); ++i) {
     PrefetchBytes(index.value_means.row(parts.clusters[i]), index.value_means.row_bytes);
   }
-  for (size_t i = 0; i < std::min<size_t>(kTile, parts.taken_tokens.size()); ++i) {
-    PrefetchBytes(parts.taken_tokens[i].value, index.value_row_bytes());
+}
+
+// Masses, weights and sums of a batch of queries from first_query on.
+template <bool kErrors>
+void WeighBatch(const EstimateClustersTask& task, int first_query, EstimateParts& parts) {
+  QueryBatch batch(task, first_query);
+  FindOffsets(task, parts, batch);
+  ComputeClusterMasses<kErrors>(task, parts, batch);
+  BatchWeights<kErrors>(task, first_query, parts, batch).Compute();
+  const Full d;
+  for (int q = 0; q < QueryBatch::kBatch; ++q) {
+    EstimateParts::Sums& sums = parts.sums[first_query + q];
+    sums.offset = batch.offsets[q];
+    sums.missing_mass = double{hn::GetLane(hn::SumOfLanes(d, batch.missing[q]))} +
+                        double{kDoubt} * hn::GetLane(hn::SumOfLanes(d, batch.doubtful[q]));
+    sums.value_variance = hn::GetLane(hn::SumOfLanes(d, batch.variances[q]));
   }
 }
 
@@ -201,10 +164,10 @@ void EstimateClustersOf(const EstimateClustersTask& task) {
   thread_local EstimateParts parts;
   parts.Load(task);
   PrefetchFirst(*task.index, parts);
-  if (task.missing_lse != nullptr) LoadSpreads(task, parts);
+  const bool with_errors = task.missing_lse != nullptr;
+  if (with_errors) LoadSpreads(*task.index, parts);
   for (int q = 0; q < task.num_queries; q += EstimateParts::kBatch) {
-    BatchMasses(task, q, parts).Compute();
-    BatchWeights(task, q, parts).Compute();
+    with_errors ? WeighBatch<true>(task, q, parts) : WeighBatch<false>(task, q, parts);
   }
   // Of the last head_dim_v that the thread has seen: to draw the signs takes as long as two rows.
   thread_local std::optional<Rotation> rotation;
@@ -217,7 +180,7 @@ void EstimateClustersOf(const EstimateClustersTask& task) {
     const EstimateParts::Sums& sums = parts.sums[h];
     task.lse[h] = sums.mass > 0.0f ? sums.offset + std::log(sums.mass) : kMinusInfinity;
   }
-  if (task.missing_lse != nullptr) StoreErrors(task, parts);
+  if (with_errors) StoreErrors(task, parts);
   if (task.num_value_means != nullptr) {
     *task.num_value_means = static_cast<int64_t>(parts.clusters.size());
   }

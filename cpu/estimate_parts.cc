@@ -5,94 +5,114 @@
 #include <cstring>
 
 namespace wavekv::cpu {
+namespace {
+
+// Calls visit(i) for the bytes of [0, count) that are not `common`, in order. Few are, so eight are
+// looked at at once.
+template <typename Visit>
+void ForEachOther(const uint8_t* bytes, int64_t count, uint8_t common, const Visit& visit) {
+  const uint64_t all_common = 0x0101010101010101u * common;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, bytes + i, sizeof(word));
+    word ^= all_common;
+    while (word != 0) {
+      const int byte = std::countr_zero(word) / 8;
+      visit(i + byte);
+      word &= ~(uint64_t{0xff} << (8 * byte));
+    }
+  }
+  for (; i < count; ++i) {
+    if (bytes[i] != common) visit(i);
+  }
+}
+
+// How many of the bytes are 1; the others are 0.
+int64_t CountOnes(const uint8_t* bytes, int64_t count) {
+  int64_t sum = 0, i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, bytes + i, sizeof(word));
+    sum += std::popcount(word);
+  }
+  for (; i < count; ++i) sum += bytes[i];
+  return sum;
+}
+
+}  // namespace
 
 void EstimateParts::Load(const EstimateClustersTask& task) {
   const ClusterIndex& index = *task.index;
-  sketch_clusters.clear();
-  answered.resize(index.num_clusters + kPadding);
-  num_tokens = 0;
-  for (int64_t i = 0; i < index.num_clusters; ++i) {
-    const Zone zone = task.zones[i];
-    answered[i] = zone == Zone::kEstimation || zone == Zone::kRemainder ? 1.0f : 0.0f;
-    if (zone != Zone::kSketch) continue;
-    SketchCluster& sketch = sketch_clusters.emplace_back();
-    sketch.first_token = num_tokens;
-    num_tokens += index.cluster_size(i);
-    sketch.end_token = num_tokens;
-  }
-  std::fill_n(answered.begin() + index.num_clusters, kPadding, 0.0f);
-  ListTaken(task);
-  ListMeans(task);
+  ListParts(task);
+  num_taken = num_tokens == 0 ? 0 : CountOnes(task.chosen, num_tokens);
+  ListMeans(index);
 
   const int64_t num_batches = (task.num_queries + kBatch - 1) / kBatch;
   cluster_masses.resize((index.num_clusters + kPadding) * kBatch);
-  token_masses.resize((num_tokens + kPadding) * kBatch);
-  cluster_weights.resize(num_batches * index.num_clusters * kBatch);
-  super_weights.resize(num_batches * index.num_supers * kBatch);
-  taken_weights.resize(num_batches * taken_tokens.size() * kBatch);
+  cluster_weights.resize(num_batches * cluster_stride() * kBatch);
+  super_weights.resize(num_batches * super_stride() * kBatch);
+  taken_weights.resize(num_batches * taken_stride() * kBatch);
   sums.assign(num_batches * kBatch, Sums());
 }
 
-void EstimateParts::ListTaken(const EstimateClustersTask& task) {
-  left_tokens.assign(num_tokens + kPadding, 1.0f);
-  std::fill_n(left_tokens.begin() + num_tokens, kPadding, 0.0f);
-  taken_tokens.clear();
-  const auto take = [&](int64_t token) {
-    left_tokens[token] = 0.0f;
-    taken_tokens.push_back({token, task.chosen_values[taken_tokens.size()]});
-  };
-  // Few are, so eight are asked about at once.
-  int64_t token = 0;
-  for (; token + 8 <= num_tokens; token += 8) {
-    uint64_t flags;
-    std::memcpy(&flags, task.chosen + token, 8);
-    for (; flags != 0; flags &= flags - 1) take(token + std::countr_zero(flags) / 8);
-  }
-  for (; token < num_tokens; ++token) {
-    if (task.chosen[token] != 0) take(token);
-  }
-  int64_t taken = 0;
-  const auto num_taken = static_cast<int64_t>(taken_tokens.size());
-  for (SketchCluster& sketch : sketch_clusters) {
-    sketch.first_taken = taken;
-    while (taken < num_taken && taken_tokens[taken].sketch_token < sketch.end_token) ++taken;
-    sketch.end_taken = taken;
-  }
+void EstimateParts::ListParts(const EstimateClustersTask& task) {
+  const ClusterIndex& index = *task.index;
+  parts.clear();
+  answered.assign(index.num_clusters + kPadding, 1.0f);
+  std::fill_n(answered.begin() + index.num_clusters, kPadding, 0.0f);
+  num_tokens = 0;
+  ForEachOther(reinterpret_cast<const uint8_t*>(task.zones), index.num_clusters,
+               static_cast<uint8_t>(Zone::kRemainder), [&](int64_t cluster) {
+                 Part part;
+                 part.cluster = static_cast<uint32_t>(cluster);
+                 part.zone = task.zones[cluster];
+                 part.first_token = num_tokens;
+                 part.size = index.cluster_size(cluster);
+                 if (part.zone == Zone::kSketch) num_tokens += part.size;
+                 if (part.zone != Zone::kEstimation) answered[cluster] = 0.0f;
+                 parts.push_back(part);
+               });
 }
 
-void EstimateParts::ListMeans(const EstimateClustersTask& task) {
-  const ClusterIndex& index = *task.index;
+void EstimateParts::ListMeans(const ClusterIndex& index) {
   clusters.clear();
   supers.clear();
-  remainders.assign(index.num_supers, Remainder::kNone);
+  all_supers.resize(index.num_supers);
+  uint32_t next_part = 0;
+  const auto num_parts = static_cast<uint32_t>(parts.size());
   for (int64_t s = 0; s < index.num_supers; ++s) {
+    Super& super = all_supers[s];
     const uint32_t first = index.super_offsets[s], last = index.super_offsets[s + 1];
-    const Zone* zones = task.zones;
-    uint32_t num_remaining = 0;
-    for (uint32_t i = first; i < last; ++i) num_remaining += zones[i] == Zone::kRemainder ? 1 : 0;
-    if (num_remaining == last - first) {
-      remainders[s] = Remainder::kWhole;
-      supers.push_back(static_cast<uint32_t>(s));
-      continue;
-    }
-    int64_t left = 0;
-    for (uint32_t i = first; i < last && num_remaining > 0; ++i) {
-      left += zones[i] == Zone::kRemainder ? index.cluster_size(i) : 0;
-    }
+    super.first_part = next_part;
     const int64_t size = index.super_size(s);
-    if (left > 0) remainders[s] = 2 * left < size ? Remainder::kOwnMeans : Remainder::kSuperMean;
+    super.remainder_tokens = size;
+    for (; next_part < num_parts && parts[next_part].cluster < last; ++next_part) {
+      super.remainder_tokens -= parts[next_part].size;
+    }
+    super.end_part = next_part;
+    super.remainder = super.end_part == super.first_part  ? Remainder::kWhole
+                      : super.remainder_tokens == 0       ? Remainder::kNone
+                      : 2 * super.remainder_tokens < size ? Remainder::kOwnMeans
+                                                          : Remainder::kSuperMean;
     const size_t num_listed = clusters.size();
-    for (uint32_t i = first; i < last; ++i) {
-      const Zone zone = zones[i];
-      const bool answers = zone == Zone::kSketch || zone == Zone::kEstimation ||
-                           (zone == Zone::kRemainder && remainders[s] == Remainder::kOwnMeans);
-      const bool taken_out = (zone == Zone::kRetrieval || zone == Zone::kIgnored) &&
-                             remainders[s] == Remainder::kSuperMean;
-      if (answers || taken_out) clusters.push_back(i);
+    for (uint32_t p = super.first_part; p < super.end_part; ++p) {
+      Part& part = parts[p];
+      const bool answers = part.zone == Zone::kSketch || part.zone == Zone::kEstimation;
+      part.has_mean = answers || super.remainder == Remainder::kSuperMean;
+      if (part.has_mean) clusters.push_back(part.cluster);
     }
-    if (remainders[s] == Remainder::kSuperMean || clusters.size() > num_listed) {
-      supers.push_back(static_cast<uint32_t>(s));
+    if (super.remainder == Remainder::kOwnMeans) {
+      uint32_t cluster = first;
+      for (uint32_t p = super.first_part; p < super.end_part; ++p) {
+        for (; cluster < parts[p].cluster; ++cluster) clusters.push_back(cluster);
+        ++cluster;
+      }
+      for (; cluster < last; ++cluster) clusters.push_back(cluster);
     }
+    super.has_mean = super.remainder == Remainder::kWhole ||
+                     super.remainder == Remainder::kSuperMean || clusters.size() > num_listed;
+    if (super.has_mean) supers.push_back(static_cast<uint32_t>(s));
   }
 }
 

@@ -23,43 +23,50 @@ enum class Remainder : uint8_t {
 // kBatch, [batch, item, kBatch], so that a batch is worked on in one vector.
 struct EstimateParts {
   static constexpr int kBatch = 4;
-  // Elements behind an array of a number for each cluster or token that may be read and written,
-  // whatever they are.
+  // Elements behind an array of a number for each item that may be read and written, whatever they
+  // are.
   static constexpr int64_t kPadding = 64;
 
-  // A cluster of the sketch zone: its tokens, and those of them that were chosen.
-  struct SketchCluster {
-    int64_t first_token = 0, end_token = 0;
-    int64_t first_taken = 0, end_taken = 0;
+  // A cluster that is not of the remainder zone.
+  struct Part {
+    uint32_t cluster = 0;
+    Zone zone = Zone::kSketch;
+    bool has_mean = false;    // in `clusters`
+    int64_t first_token = 0;  // of the sketch zone: its first one's number there
+    int64_t size = 0;
   };
-  // A token that was chosen, and is taken out of its cluster's mean.
-  struct TakenToken {
-    int64_t sketch_token;  // number among the tokens of the sketch zone
-    const std::byte* value;
+  struct Super {
+    Remainder remainder = Remainder::kNone;
+    bool has_mean = false;    // in `supers`
+    uint32_t first_part = 0;  // in `parts`
+    uint32_t end_part = 0;
+    int64_t remainder_tokens = 0;
   };
 
   void Load(const EstimateClustersTask& task);
 
   int64_t num_tokens = 0;  // of the sketch zone
-  std::vector<SketchCluster> sketch_clusters;
-  std::vector<TakenToken> taken_tokens;
-  std::vector<Remainder> remainders;  // of each super-cluster
-  // 1 for clusters that are answered as a whole, for tokens of the sketch zone that were not
-  // chosen; else 0.
+  int64_t num_taken = 0;   // of those, chosen: they are taken out of their cluster's mean
+  std::vector<Part> parts;
+  std::vector<Super> all_supers;
+  // 1 for clusters that are answered as a whole, else 0.
   std::vector<float> answered;
-  std::vector<float> left_tokens;
 
-  // Means that have weights. A super-cluster's weights are its own and those of its clusters, whose
-  // means are stored as differences from its mean.
+  // Means that have weights. Those of a super-cluster's parts come before those of its remainder. A
+  // super-cluster's weight is its own and those of its clusters, whose means are stored as
+  // differences from its mean.
   std::vector<uint32_t> clusters;
   std::vector<uint32_t> supers;
 
   // In batches: masses are relative to e^offset.
-  std::vector<float> cluster_masses;
-  std::vector<float> token_masses;  // of one batch
-  std::vector<float> cluster_weights;
-  std::vector<float> super_weights;
+  std::vector<float> cluster_masses;   // of one batch
+  std::vector<float> cluster_weights;  // as `clusters`
+  std::vector<float> super_weights;    // as `supers`
   std::vector<float> taken_weights;
+  // The items from one batch to the next.
+  int64_t cluster_stride() const { return static_cast<int64_t>(clusters.size()) + kBatch; }
+  int64_t super_stride() const { return static_cast<int64_t>(supers.size()) + kBatch; }
+  int64_t taken_stride() const { return num_taken + kBatch; }
 
   // Of each query.
   struct Sums {
@@ -72,15 +79,12 @@ struct EstimateParts {
   };
   std::vector<Sums> sums;
 
-  // For the error terms: of each cluster the spread of its super-cluster's value means; of each
-  // token what times |q|^2 is half the variance of its logit, and the variance of its value.
+  // For the error terms: of each cluster the spread of its super-cluster's value means.
   std::vector<float> super_spreads;
-  std::vector<float> token_doubts;
-  std::vector<float> token_variances;
 
  private:
-  void ListTaken(const EstimateClustersTask& task);
-  void ListMeans(const EstimateClustersTask& task);
+  void ListParts(const EstimateClustersTask& task);
+  void ListMeans(const ClusterIndex& index);
 };
 
 }  // namespace wavekv::cpu

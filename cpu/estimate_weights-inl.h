@@ -7,9 +7,15 @@
 #define WAVEKV_CPU_ESTIMATE_WEIGHTS_INL_H_
 #endif
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
+#include "compute/choose_tokens.h"
+#include "compute/score_tokens.h"
+#include "cpu/estimate_masses-inl.h"
 #include "cpu/estimate_parts.h"
+#include "cpu/row_kernels-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -18,30 +24,36 @@ namespace wavekv::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // One vector has a number of each query of the batch.
+template <bool kErrors>
 class BatchWeights {
  public:
   static constexpr int kBatch = EstimateParts::kBatch;
   using Tag = hn::FixedTag<float, kBatch>;
   using Numbers = hn::Vec<Tag>;
 
-  BatchWeights(const EstimateClustersTask& task, int first_query, EstimateParts& parts)
-      : task_(task), index_(*task.index), parts_(parts), first_query_(first_query) {
-    const int64_t batch = first_query / kBatch;
-    cluster_weights_ = parts.cluster_weights.data() + batch * index_.num_clusters * kBatch;
-    super_weights_ = parts.super_weights.data() + batch * index_.num_supers * kBatch;
-    taken_weights_ = parts.taken_weights.data() +
-                     batch * static_cast<int64_t>(parts.taken_tokens.size()) * kBatch;
+  BatchWeights(const EstimateClustersTask& task, int first_query, EstimateParts& parts,
+               QueryBatch& batch)
+      : task_(task), index_(*task.index), parts_(parts), batch_(batch), first_query_(first_query) {
+    const int64_t number = first_query / kBatch;
+    mean_weight_ = parts.cluster_weights.data() + number * parts.cluster_stride() * kBatch;
+    super_weight_ = parts.super_weights.data() + number * parts.super_stride() * kBatch;
+    taken_weight_ = parts.taken_weights.data() + number * parts.taken_stride() * kBatch;
+    const float noise = CodeNoise(index_.code_bits);
+    doubt_ = 0.5f * noise * noise;
   }
 
+  // Needs the masses of clusters; fills in the weights and sums, but for offsets and error terms.
   void Compute() {
     const Tag d;
     mass_ = hn::Zero(d);
     Numbers of_means = hn::Zero(d);
-    const auto* sketch = parts_.sketch_clusters.data();
     for (int64_t s = 0; s < index_.num_supers; ++s) {
+      const EstimateParts::Super& super = parts_.all_supers[s];
       const Numbers weight =
-          parts_.remainders[s] == Remainder::kWhole ? WeighWhole(s) : WeighParts(s, &sketch);
-      hn::StoreU(weight, d, super_weights_ + s * kBatch);
+          super.remainder == Remainder::kWhole ? WeighWhole(s) : WeighParts(s, super);
+      if (!super.has_mean) continue;
+      hn::StoreU(weight, d, super_weight_);
+      super_weight_ += kBatch;
       of_means = hn::Add(of_means, weight);
     }
     float masses[kBatch], means[kBatch];
@@ -54,25 +66,36 @@ class BatchWeights {
   }
 
  private:
+  static Numbers Number(int64_t x) { return hn::Set(Tag(), static_cast<float>(x)); }
   Numbers ClusterMass(int64_t cluster) const {
     return hn::LoadU(Tag(), parts_.cluster_masses.data() + cluster * kBatch);
   }
-  Numbers TokenMass(int64_t token) const {
-    return hn::LoadU(Tag(), parts_.token_masses.data() + token * kBatch);
-  }
-  // Of the tokens [begin, end): two sums, as each waits for its last addition.
-  Numbers TokenMasses(int64_t begin, int64_t end) const {
-    Numbers even = hn::Zero(Tag()), odd = hn::Zero(Tag());
-    for (; begin + 2 <= end; begin += 2) {
-      even = hn::Add(even, TokenMass(begin));
-      odd = hn::Add(odd, TokenMass(begin + 1));
+  // Of the clusters [first, last).
+  Numbers SumMasses(int64_t first, int64_t last) const {
+    const hn::CappedTag<float, 16> wide;
+    constexpr int kAtOnce = hn::MaxLanes(hn::CappedTag<float, 16>()) / kBatch;
+    auto sums = hn::Zero(wide);
+    for (; first + kAtOnce <= last; first += kAtOnce) {
+      sums = hn::Add(sums, hn::LoadU(wide, parts_.cluster_masses.data() + first * kBatch));
     }
-    if (begin < end) even = hn::Add(even, TokenMass(begin));
-    return hn::Add(even, odd);
+    Numbers sum = SumOfBlocks(wide, sums);
+    for (; first < last; ++first) sum = hn::Add(sum, ClusterMass(first));
+    return sum;
   }
-  static Numbers Number(int64_t x) { return hn::Set(Tag(), static_cast<float>(x)); }
-  void SetWeight(int64_t cluster, Numbers weight) {
-    hn::StoreU(weight, Tag(), cluster_weights_ + cluster * kBatch);
+  // Calls visit(first, last) for the runs of clusters between the parts of a super-cluster.
+  template <class Visit>
+  HWY_INLINE void ForEachGap(int64_t s, const EstimateParts::Super& super, const Visit& visit) {
+    int64_t first = index_.super_offsets[s];
+    for (uint32_t p = super.first_part; p < super.end_part; ++p) {
+      const int64_t cluster = parts_.parts[p].cluster;
+      if (first < cluster) visit(first, cluster);
+      first = cluster + 1;
+    }
+    if (first < index_.super_offsets[s + 1]) visit(first, int64_t{index_.super_offsets[s + 1]});
+  }
+  void PushMeanWeight(Numbers weight) {
+    hn::StoreU(weight, Tag(), mean_weight_);
+    mean_weight_ += kBatch;
   }
 
   // How far a part of the given mass per token is taken out of a whole.
@@ -82,110 +105,175 @@ class BatchWeights {
   }
 
   // A super-cluster whose clusters are all of the remainder zone.
-  Numbers WeighWhole(int64_t super) {
-    Numbers sum = hn::Zero(Tag());
-    for (int64_t i = index_.super_offsets[super]; i < index_.super_offsets[super + 1]; ++i) {
-      sum = hn::Add(sum, ClusterMass(i));
-    }
+  Numbers WeighWhole(int64_t s) {
+    const Numbers sum = SumMasses(index_.super_offsets[s], index_.super_offsets[s + 1]);
     mass_ = hn::Add(mass_, sum);
     return sum;
   }
 
   // The weight of a super-cluster; of its clusters, those that are listed get theirs.
-  Numbers WeighParts(int64_t super, const EstimateParts::SketchCluster** sketch) {
+  Numbers WeighParts(int64_t s, const EstimateParts::Super& super) {
     const Tag d;
-    const Remainder remainder = parts_.remainders[super];
-    const int64_t first = index_.super_offsets[super], last = index_.super_offsets[super + 1];
-    Numbers weights = hn::Zero(d), of_remainder = hn::Zero(d);
-    int64_t remainder_tokens = 0;
-    for (int64_t i = first; i < last; ++i) {
+    float* const first_weight = mean_weight_;
+    Numbers weights = hn::Zero(d);
+    for (uint32_t p = super.first_part; p < super.end_part; ++p) {
+      const EstimateParts::Part& part = parts_.parts[p];
       Numbers weight = hn::Zero(d);
-      switch (task_.zones[i]) {
-        case Zone::kSketch:
-          weight = WeighSketch(i, *(*sketch)++);
-          break;
-        case Zone::kEstimation:
-          weight = ClusterMass(i);
-          mass_ = hn::Add(mass_, weight);
-          break;
-        case Zone::kRemainder:
-          of_remainder = hn::Add(of_remainder, ClusterMass(i));
-          remainder_tokens += index_.cluster_size(i);
-          if (remainder == Remainder::kOwnMeans) weight = ClusterMass(i);
-          break;
-        case Zone::kRetrieval:
-        case Zone::kIgnored:
-          break;
+      if (part.zone == Zone::kSketch) {
+        weight = WeighSketch(p);
+      } else if (part.zone == Zone::kEstimation) {
+        weight = ClusterMass(part.cluster);
+        mass_ = hn::Add(mass_, weight);
       }
-      SetWeight(i, weight);
+      if (!part.has_mean) continue;
+      PushMeanWeight(weight);
       weights = hn::Add(weights, weight);
     }
-    mass_ = hn::Add(mass_, of_remainder);
-    if (remainder != Remainder::kSuperMean) return weights;
+    if (super.remainder == Remainder::kNone) return weights;
 
-    const Numbers rest = hn::Div(of_remainder, Number(remainder_tokens));
-    Numbers left = Number(index_.super_size(super)), deducted = hn::Zero(d);
-    const auto for_each_part = [&](const auto& visit) HWY_ATTR {
-      for (int64_t i = first; i < last; ++i) {
-        if (task_.zones[i] == Zone::kRemainder) continue;
-        const Numbers size = Number(index_.cluster_size(i));
-        visit(i, hn::Mul(size, Deduction(rest, hn::Div(ClusterMass(i), size))));
-      }
-    };
-    for_each_part([&](int64_t, Numbers part) HWY_ATTR { left = hn::Sub(left, part); });
-    const Numbers per_token = hn::Div(of_remainder, left);
-    for_each_part([&](int64_t i, Numbers part) HWY_ATTR {
-      const Numbers taken = hn::Mul(per_token, part);
-      const Numbers weight = hn::LoadU(d, cluster_weights_ + i * kBatch);
-      SetWeight(i, hn::Sub(weight, taken));
-      deducted = hn::Add(deducted, taken);
+    Numbers of_remainder = hn::Zero(d);
+    ForEachGap(s, super, [&](int64_t first, int64_t last) HWY_ATTR {
+      of_remainder = hn::Add(of_remainder, SumMasses(first, last));
     });
-    const Numbers own = hn::Mul(per_token, Number(index_.super_size(super)));
-    return hn::Add(hn::Sub(weights, deducted), own);
+    mass_ = hn::Add(mass_, of_remainder);
+    if (super.remainder == Remainder::kOwnMeans) {
+      ForEachGap(s, super, [&](int64_t first, int64_t last) HWY_ATTR {
+        for (; first < last; ++first) PushMeanWeight(ClusterMass(first));
+      });
+      return hn::Add(weights, of_remainder);
+    }
+    return hn::Add(weights, TakeOutParts(s, super, of_remainder, first_weight));
+  }
+
+  // Answers a remainder by what is left of the super-cluster's mean. `weights` of the parts are
+  // lessened; returns what that and the mean itself add to the super-cluster's weight.
+  Numbers TakeOutParts(int64_t s, const EstimateParts::Super& super, Numbers of_remainder,
+                       float* weights) {
+    const Tag d;
+    const Numbers rest = hn::Div(of_remainder, Number(super.remainder_tokens));
+    const Numbers size = Number(index_.super_size(s));
+    const auto part_of = [&](uint32_t p) HWY_ATTR {
+      const Numbers tokens = Number(parts_.parts[p].size);
+      const Numbers mass = ClusterMass(parts_.parts[p].cluster);
+      return hn::Mul(tokens, Deduction(rest, hn::Div(mass, tokens)));
+    };
+    Numbers left = size;
+    for (uint32_t p = super.first_part; p < super.end_part; ++p) left = hn::Sub(left, part_of(p));
+    const Numbers per_token = hn::Div(of_remainder, left);
+    Numbers deducted = hn::Zero(d);
+    for (uint32_t p = super.first_part; p < super.end_part; ++p, weights += kBatch) {
+      const Numbers taken = hn::Mul(per_token, part_of(p));
+      hn::StoreU(hn::Sub(hn::LoadU(d, weights), taken), d, weights);
+      deducted = hn::Add(deducted, taken);
+    }
+    return hn::Sub(hn::Mul(per_token, size), deducted);
+  }
+
+  // The masses of a cluster's tokens that were not chosen, with their error terms; each of the
+  // others' is stored where its weight will stand.
+  HWY_INLINE Numbers LeftMass(const EstimateParts::Part& part, int64_t* num_taken) {
+    constexpr int64_t kChunk = 64;
+    const Full d;
+    constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(Full()));
+    const V variance =
+        hn::Set(d, kErrors ? std::min(TokenVariance(index_, part.cluster), kErrorVarianceMax) : 0);
+    const uint16_t* const factors = index_.code_factors + index_.offsets[part.cluster];
+    V sums[kBatch];
+    for (int q = 0; q < kBatch; ++q) sums[q] = hn::Zero(d);
+    for (int64_t begin = 0; begin < part.size; begin += kChunk) {
+      const int64_t count = std::min(kChunk, part.size - begin);
+      const int64_t token = part.first_token + begin;
+      uint64_t chosen = ChosenBits(task_.chosen, token, count);
+      const uint64_t left = ~chosen & (~uint64_t{0} >> (kChunk - count));
+      alignas(64) float masses[kBatch][kChunk];
+      for (int64_t t = 0; t < count; t += kLanes) {
+        const uint64_t left_here = left >> t;
+        const auto is_left = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&left_here));
+        V doubt = hn::Zero(d);
+        if constexpr (kErrors) {
+          // Reads whole vectors: behind the factors stand other sections.
+          const V factor = LoadFloat16(d, reinterpret_cast<const std::byte*>(factors + begin + t));
+          doubt = hn::Mul(hn::Mul(factor, factor), hn::Set(d, doubt_));
+        }
+        HWY_UNROLL(4)
+        for (int q = 0; q < kBatch; ++q) {
+          const V all = batch_.Mass(LoadSome(batch_.logits[q], token + t, parts_.num_tokens), q);
+          hn::Store(all, d, masses[q] + t);
+          // Masked before it is squared: what was chosen may be heavier by e^80.
+          const V mass = hn::IfThenElseZero(is_left, all);
+          sums[q] = hn::Add(sums[q], mass);
+          if constexpr (!kErrors) continue;
+          const V gain =
+              hn::Min(hn::Mul(doubt, hn::Set(d, batch_.squared[q])), hn::Set(d, kLogMassGainMax));
+          batch_.doubtful[q] = hn::MulAdd(mass, gain, batch_.doubtful[q]);
+          batch_.variances[q] = hn::MulAdd(hn::Mul(mass, mass), variance, batch_.variances[q]);
+        }
+      }
+      for (; chosen != 0; chosen &= chosen - 1, ++*num_taken) {
+        const int t = std::countr_zero(chosen);
+        for (int q = 0; q < kBatch; ++q) taken_weight_[*num_taken * kBatch + q] = masses[q][t];
+      }
+    }
+    return SumsOfFour(d, sums);
   }
 
   // The mean of what was not chosen: the whole without what was taken out of it. The mass of the
   // cluster becomes that of all its tokens.
-  Numbers WeighSketch(int64_t cluster, const EstimateParts::SketchCluster& sketch) {
+  Numbers WeighSketch(uint32_t number) {
     const Tag d;
-    const int64_t size = index_.cluster_size(cluster);
-    const int64_t num_left = size - (sketch.end_taken - sketch.first_taken);
-    Numbers mass = hn::Zero(d), taken = hn::Zero(d);
-    int64_t token = sketch.first_token;
-    for (int64_t i = sketch.first_taken; i < sketch.end_taken; ++i, ++token) {
-      mass = hn::Add(mass, TokenMasses(token, parts_.taken_tokens[i].sketch_token));
-      token = parts_.taken_tokens[i].sketch_token;
-      taken = hn::Add(taken, TokenMass(token));
-      hn::StoreU(hn::Zero(d), d, taken_weights_ + i * kBatch);
+    const EstimateParts::Part& part = parts_.parts[number];
+    PrefetchFactors(number + kAhead);
+    int64_t num_taken = 0;
+    const Numbers mass = LeftMass(part, &num_taken);
+    float* const weights = taken_weight_;
+    taken_weight_ += num_taken * kBatch;
+    Numbers taken = hn::Zero(d);
+    for (int64_t i = 0; i < num_taken; ++i) {
+      taken = hn::Add(taken, hn::LoadU(d, weights + i * kBatch));
     }
-    mass = hn::Add(mass, TokenMasses(token, sketch.end_token));
-    hn::StoreU(hn::Add(mass, taken), d, parts_.cluster_masses.data() + cluster * kBatch);
-    if (num_left == 0) return mass;
+    hn::StoreU(hn::Add(mass, taken), d, parts_.cluster_masses.data() + part.cluster * kBatch);
+    const int64_t num_left = part.size - num_taken;
+    if (num_left == 0) {
+      std::fill_n(weights, num_taken * kBatch, 0.0f);
+      return mass;
+    }
     mass_ = hn::Add(mass_, mass);
-    if (num_left == size) return mass;
+    if (num_taken == 0) return mass;
 
     const Numbers rest = hn::Div(mass, Number(num_left));
-    Numbers left = Number(size);
-    for (int64_t i = sketch.first_taken; i < sketch.end_taken; ++i) {
-      const Numbers part = Deduction(rest, TokenMass(parts_.taken_tokens[i].sketch_token));
-      hn::StoreU(part, d, taken_weights_ + i * kBatch);
-      left = hn::Sub(left, part);
+    Numbers left = Number(part.size);
+    for (int64_t i = 0; i < num_taken; ++i) {
+      const Numbers deducted = Deduction(rest, hn::LoadU(d, weights + i * kBatch));
+      hn::StoreU(deducted, d, weights + i * kBatch);
+      left = hn::Sub(left, deducted);
     }
     const Numbers per_token = hn::Div(mass, left);
-    for (int64_t i = sketch.first_taken; i < sketch.end_taken; ++i) {
-      float* weight = taken_weights_ + i * kBatch;
-      hn::StoreU(hn::Neg(hn::Mul(per_token, hn::LoadU(d, weight))), d, weight);
+    const Numbers negative = hn::Neg(per_token);
+    for (int64_t i = 0; i < num_taken; ++i) {
+      hn::StoreU(hn::Mul(negative, hn::LoadU(d, weights + i * kBatch)), d, weights + i * kBatch);
     }
-    return hn::Mul(per_token, Number(size));
+    return hn::Mul(per_token, Number(part.size));
+  }
+
+  // Factors lie apart, and are asked for some clusters ahead.
+  static constexpr uint32_t kAhead = 16;
+  HWY_INLINE void PrefetchFactors(uint32_t number) const {
+    if (!kErrors || number >= parts_.parts.size()) return;
+    const uint32_t cluster = parts_.parts[number].cluster;
+    PrefetchBytes(reinterpret_cast<const std::byte*>(index_.code_factors + index_.offsets[cluster]),
+                  64);
   }
 
   const EstimateClustersTask& task_;
   const ClusterIndex& index_;
   EstimateParts& parts_;
+  QueryBatch& batch_;
   const int first_query_;
-  float* cluster_weights_;
-  float* super_weights_;
-  float* taken_weights_;
+  float doubt_;  // what times |q|^2 and a squared factor is half the variance of a token's logit
+  // Of the next mean, super-cluster, and chosen token.
+  float* mean_weight_;
+  float* super_weight_;
+  float* taken_weight_;
   Numbers mass_;
 };
 

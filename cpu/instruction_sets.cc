@@ -19,7 +19,8 @@ constexpr int64_t kAvx512 = HWY_AVX3 | HWY_AVX3_DL;
 struct InstructionSet {
   std::string name;
   int64_t target;
-  bool bf16_products;
+  bool bf16_products = false;
+  bool byte_products = false;
 };
 
 std::string NameOf(int64_t target) {
@@ -36,6 +37,14 @@ bool HasBf16Products() {
 #endif
 }
 
+bool HasByteProducts() {
+#if HWY_ARCH_X86
+  return __builtin_cpu_supports("avx512vnni") != 0;
+#else
+  return false;
+#endif
+}
+
 // The least first. Highway gives better targets lower bits.
 std::vector<InstructionSet> Find() {
   std::vector<InstructionSet> sets;
@@ -43,15 +52,20 @@ std::vector<InstructionSet> Find() {
   for (int bit = 62; bit >= 0; --bit) {
     const int64_t target = targets & (int64_t{1} << bit);
     if (target == 0) continue;
-    sets.push_back({NameOf(target), target, false});
-    if ((target & kAvx512) != 0 && HasBf16Products()) {
-      sets.push_back({NameOf(target) + "_bf16", target, true});
+    sets.push_back({NameOf(target), target});
+    if ((target & kAvx512) == 0) continue;
+    // Machines with the former have the latter.
+    if (HasBf16Products()) {
+      sets.push_back({NameOf(target) + "_bf16", target, true, true});
+    } else if (HasByteProducts()) {
+      sets.push_back({NameOf(target) + "_vnni", target, false, true});
     }
   }
   return sets;
 }
 
 std::atomic<bool> may_use_bf16_products{true};
+std::atomic<bool> may_use_byte_products{true};
 
 }  // namespace
 
@@ -65,12 +79,14 @@ absl::Status SetInstructionSet(absl::string_view name) {
   if (name.empty()) {
     hwy::GetChosenTarget().DeInit();
     may_use_bf16_products.store(true);
+    may_use_byte_products.store(true);
     return absl::OkStatus();
   }
   for (const InstructionSet& set : Find()) {
     if (set.name != name) continue;
     hwy::GetChosenTarget().Update(set.target);
     may_use_bf16_products.store(set.bf16_products);
+    may_use_byte_products.store(set.byte_products);
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat("instruction set must be one of ",
@@ -83,6 +99,11 @@ namespace cpu {
 bool UsesBf16Products() {
   static const bool has = HasBf16Products();
   return has && may_use_bf16_products.load(std::memory_order_relaxed);
+}
+
+bool UsesByteProducts() {
+  static const bool has = HasByteProducts();
+  return has && may_use_byte_products.load(std::memory_order_relaxed);
 }
 
 }  // namespace cpu

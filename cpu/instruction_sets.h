@@ -13,7 +13,7 @@
 namespace wavekv {
 
 // Those that this machine has and the kernels were built for, the least first; on x86-64 of "sse4",
-// "avx2", "avx512" and "avx512_bf16".
+// "avx2", "avx512", and "avx512_vnni" or, which includes it, "avx512_bf16".
 WAVEKV_EXPORT std::vector<std::string> InstructionSets();
 
 // Makes the kernels use no better set than this one of InstructionSets(), or the best for "".
@@ -26,6 +26,8 @@ namespace cpu {
 
 // Whether kernels of AVX-512 may use its products of bf16 pairs (AVX512_BF16).
 bool UsesBf16Products();
+// And its products of bytes (AVX512_VNNI).
+bool UsesByteProducts();
 
 }  // namespace cpu
 }  // namespace wavekv

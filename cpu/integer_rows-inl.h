@@ -11,10 +11,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/byte_products-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "hwy/highway.h"
 #include "storage/cluster_index.h"
 #include "storage/statistics_row.h"
+#include "wavekv/instruction_sets.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
@@ -31,15 +33,26 @@ class IntegerQueries {
   // The queries [count, dim]; zeros stand in for those missing to kBatch. `format`: of the rows.
   void Load(const float* queries, int count, int dim, StatisticsFormat format) {
     is_int4_ = format == StatisticsFormat::kInt4;
+#if WAVEKV_BYTE_PRODUCTS
+    by_bytes_ = UsesByteProducts();
+#endif
     // An int4 row is unpacked to a vector of its first half and one of its second half in turn.
     const int parts = is_int4_ ? 2 : 1;
     const int part = dim / parts;
     num_vectors_ = (part + kLanes - 1) / kLanes * parts;
     for (int q = 0; q < kBatch; ++q) {
-      std::fill_n(elements_[q], num_vectors_ * kLanes, int16_t{0});
       alignas(64) int16_t integers[kHeadDimMax];
+      std::fill_n(integers, dim, int16_t{0});
       steps_[q] = q < count ? Round(queries + q * dim, dim, integers) : 0.0f;
       offsets_[q] = 0;
+#if WAVEKV_BYTE_PRODUCTS
+      if (by_bytes_) {
+        bytes_.Load(q, integers, dim, is_int4_);
+        for (int i = 0; i < dim; ++i) offsets_[q] += (is_int4_ ? 8 : 128) * integers[i];
+        continue;
+      }
+#endif
+      std::fill_n(elements_[q], num_vectors_ * kLanes, int16_t{0});
       if (steps_[q] == 0.0f) continue;
       for (int i = 0; i < part; i += kLanes) {
         for (int p = 0; p < parts; ++p) {
@@ -52,15 +65,18 @@ class IntegerQueries {
     }
   }
 
-  // products [count, kBatch] with the rows from `first` on, plus a batch at bases[i] for row i.
-  // Reads up to a vector behind rows, where other sections of an index stand.
-  void Multiply(const StatisticsRows& rows, int64_t first, int count, const float* const* bases,
-                float* products) const {
-    if (is_int4_) {
-      MultiplyRows</*kInt4=*/true>(rows, first, count, bases, products);
-    } else {
-      MultiplyRows</*kInt4=*/false>(rows, first, count, bases, products);
+  // products [count, kBatch] with the rows from `first` on. Room for a multiple of four rows; reads
+  // up to four rows and a vector behind them, where other sections of an index stand.
+  void Multiply(const StatisticsRows& rows, int64_t first, int count, float* products) const {
+#if WAVEKV_BYTE_PRODUCTS
+    if (by_bytes_) {
+      return is_int4_
+                 ? MultiplyBytes<true>(bytes_, steps_, offsets_, rows, first, count, products)
+                 : MultiplyBytes<false>(bytes_, steps_, offsets_, rows, first, count, products);
     }
+#endif
+    is_int4_ ? MultiplyRows</*kInt4=*/true>(rows, first, count, products)
+             : MultiplyRows</*kInt4=*/false>(rows, first, count, products);
   }
 
  private:
@@ -95,13 +111,12 @@ class IntegerQueries {
   }
 
   template <bool kInt4>
-  void MultiplyRows(const StatisticsRows& rows, int64_t first, int count, const float* const* bases,
-                    float* products) const {
+  void MultiplyRows(const StatisticsRows& rows, int64_t first, int count, float* products) const {
     const hn::FixedTag<float, kBatch> d;
     const Numbers steps = hn::Load(d, steps_);
     const auto store = [&](int i, Numbers sums) HWY_ATTR {
-      const Numbers product = hn::Mul(hn::Mul(sums, steps), hn::Set(d, rows.scale(first + i)));
-      hn::StoreU(ClampLogit(d, hn::Add(product, hn::LoadU(d, bases[i]))), d, products + i * kBatch);
+      const Numbers scale = hn::Set(d, rows.scale(first + i));
+      hn::StoreU(hn::Mul(hn::Mul(sums, steps), scale), d, products + i * kBatch);
     };
     int i = 0;
     for (; i + 2 <= count; i += 2) {
@@ -171,26 +186,15 @@ class IntegerQueries {
   }
 
   bool is_int4_ = false;
+#if WAVEKV_BYTE_PRODUCTS
+  bool by_bytes_ = false;
+  ByteQueries bytes_;
+#endif
   int num_vectors_ = 0;
   alignas(16) float steps_[kBatch];
-  alignas(16) int32_t offsets_[kBatch];  // what int4 rows, which are stored plus 8, add to products
+  alignas(16) int32_t offsets_[kBatch];  // what rows that are multiplied without a sign add
   alignas(64) int16_t elements_[kBatch][kElementsMax];
 };
-
-// [count, 4] to [4, columns] with columns >= count rounded up to four. Reads that many rows.
-HWY_INLINE void TransposeBatches(const float* from, int count, float* to, int64_t columns) {
-  const hn::FixedTag<float, 4> d;
-  for (int i = 0; i < count; i += 4) {
-    const auto a = hn::LoadU(d, from + 4 * i), b = hn::LoadU(d, from + 4 * i + 4);
-    const auto c = hn::LoadU(d, from + 4 * i + 8), e = hn::LoadU(d, from + 4 * i + 12);
-    const auto ab_low = hn::InterleaveLower(d, a, b), ab_high = hn::InterleaveUpper(d, a, b);
-    const auto ce_low = hn::InterleaveLower(d, c, e), ce_high = hn::InterleaveUpper(d, c, e);
-    hn::StoreU(hn::ConcatLowerLower(d, ce_low, ab_low), d, to + i);
-    hn::StoreU(hn::ConcatUpperUpper(d, ce_low, ab_low), d, to + columns + i);
-    hn::StoreU(hn::ConcatLowerLower(d, ce_high, ab_high), d, to + 2 * columns + i);
-    hn::StoreU(hn::ConcatUpperUpper(d, ce_high, ab_high), d, to + 3 * columns + i);
-  }
-}
 
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

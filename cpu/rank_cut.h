@@ -18,9 +18,9 @@ template <typename T>
 class RankCut {
  public:
   // The shortest prefix of the ranking whose weights reach `target`, all when they never do.
-  template <typename Weight>
-  RankCut(const float* probabilities, int64_t count, T target, const Weight& weight)
-      : left_(target) {
+  // rank(i), of which the upper bit is 0, orders the items of [0, count).
+  template <typename Rank, typename Weight>
+  RankCut(const Rank& rank, int64_t count, T target, const Weight& weight) : left_(target) {
     if (target <= T{0}) {
       bits_ = std::numeric_limits<uint32_t>::max();
       return;
@@ -30,7 +30,7 @@ class RankCut {
       T weights[1 << 11] = {};
       const uint32_t mask = (1u << width) - 1;
       for (int64_t i = 0; i < count; ++i) {
-        const uint32_t bits = RankBits(probabilities[i]);
+        const uint32_t bits = rank(i);
         // 64 bits, for the first shift is by 31.
         if (uint64_t{bits ^ bits_} >> (shift + width) != 0) continue;
         weights[bits >> shift & mask] += weight(i);
@@ -41,7 +41,10 @@ class RankCut {
     }
   }
 
-  // To be asked once for every number, in index order.
+  // Of the last item before the cut.
+  uint32_t rank() const { return bits_; }
+
+  // To be asked once for every item, in index order.
   bool Includes(uint32_t bits, T weight) {
     if (bits != bits_) return bits > bits_;
     if (left_ <= T{0}) return false;

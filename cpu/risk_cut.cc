@@ -11,6 +11,7 @@
 #define HWY_TARGET_INCLUDE "cpu/risk_cut.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
+#include "cpu/exp-inl.h"
 #include "cpu/shares-inl.h"
 #include "hwy/highway.h"
 
@@ -88,7 +89,8 @@ RiskCut::RiskCut(const RiskLimit* limit, int num_queries, const float* probabili
 
 RiskCut::RiskCut(absl::Span<const float> risks, double limit, const float* probabilities)
     : risks_(risks),
-      cut_(probabilities, static_cast<int64_t>(risks.size()), MustBeRead(risks, limit),
+      cut_([&](int64_t i) { return RankBits(probabilities[i]); },
+           static_cast<int64_t>(risks.size()), MustBeRead(risks, limit),
            [&](int64_t i) { return double{risks[i]}; }) {}
 
 }  // namespace wavekv::cpu

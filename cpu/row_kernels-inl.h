@@ -148,6 +148,21 @@ HWY_INLINE hn::Vec<hn::FixedTag<hn::TFromD<D>, 4>> SumsOfFour(D d, const V* v) {
   return SumOfBlocks(d, BlockSumsOfFour(d, v));
 }
 
+// [count, 4] to [4, columns] with columns >= count rounded up to four. Reads that many rows.
+HWY_INLINE void TransposeBatches(const float* from, int count, float* to, int64_t columns) {
+  const hn::FixedTag<float, 4> d;
+  for (int i = 0; i < count; i += 4) {
+    const auto a = hn::LoadU(d, from + 4 * i), b = hn::LoadU(d, from + 4 * i + 4);
+    const auto c = hn::LoadU(d, from + 4 * i + 8), e = hn::LoadU(d, from + 4 * i + 12);
+    const auto ab_low = hn::InterleaveLower(d, a, b), ab_high = hn::InterleaveUpper(d, a, b);
+    const auto ce_low = hn::InterleaveLower(d, c, e), ce_high = hn::InterleaveUpper(d, c, e);
+    hn::StoreU(hn::ConcatLowerLower(d, ce_low, ab_low), d, to + i);
+    hn::StoreU(hn::ConcatUpperUpper(d, ce_low, ab_low), d, to + columns + i);
+    hn::StoreU(hn::ConcatLowerLower(d, ce_high, ab_high), d, to + 2 * columns + i);
+    hn::StoreU(hn::ConcatUpperUpper(d, ce_high, ab_high), d, to + 3 * columns + i);
+  }
+}
+
 // Inner products of finite numbers may overflow; as logits they must have finite differences.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V ClampLogit(D d, V logit) {

@@ -4,10 +4,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <deque>
 #include <limits>
 #include <vector>
 
 #include "cpu/targets.h"
+#include "wavekv/instruction_sets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/score_clusters.cc"
@@ -25,58 +28,65 @@ namespace {
 constexpr int kQueries = IntegerQueries::kBatch;
 constexpr int kTile = 32;
 
-// Some of the task's queries. In batches there is a number of each query, of which those past
-// `count` may be anything.
+using Floats = hn::CappedTag<float, kTile>;
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
+
+// Some of the task's queries, as the two levels of an index are multiplied with them. In batches
+// there is a number of each query, of which those past `count` may be anything.
 struct Queries {
-  const float* values = nullptr;
   int dim = 0;
-  float logit_spreads[kQueries];
-  float mean_logits[kQueries] = {};  // products with the segment's mean key
-  int begin = 0;
+  int begin = 0;  // in the task
   int count = 0;
+  StatisticsFormat format = StatisticsFormat::kInt4;
+  std::vector<float> rows;
+  float logit_spreads[kQueries];
+  IntegerQueries of_clusters;
+  IntegerQueries of_supers;
+  bool by_bytes = false;
 
+  // Nothing to do where the last task's were the same: those of a segment and of the next are.
   void Load(const float* queries, int num_queries, const ClusterIndex& index, int first) {
-    dim = index.shape.head_dim_k;
     begin = first;
-    count = std::min(kQueries, num_queries - first);
-    values = queries + static_cast<int64_t>(first) * dim;
+    const int new_count = std::min(kQueries, num_queries - first);
+    const float* from = queries + static_cast<int64_t>(first) * index.shape.head_dim_k;
+    const auto size = static_cast<size_t>(new_count) * index.shape.head_dim_k;
+    if (dim == index.shape.head_dim_k && format == index.statistics && count == new_count &&
+        by_bytes == UsesByteProducts() &&
+        std::memcmp(from, rows.data(), size * sizeof(float)) == 0) {
+      return;
+    }
+    dim = index.shape.head_dim_k;
+    format = index.statistics;
+    count = new_count;
+    by_bytes = UsesByteProducts();
+    rows.assign(from, from + size);
     for (int q = 0; q < count; ++q) {
-      const float* query = values + q * dim;
+      const float* query = rows.data() + q * dim;
       logit_spreads[q] = Dot(query, query, dim) / static_cast<float>(dim);
-      mean_logits[q] = Dot(query, index.mean_key, dim);
     }
+    if (format == StatisticsFormat::kFloat32) return;
+    of_clusters.Load(rows.data(), count, dim, format);
+    of_supers.Load(rows.data(), count, dim, SuperFormat(format));
   }
 };
 
-// Products of some queries with the means of one level of an index.
-class MeanProducts {
- public:
-  MeanProducts(const Queries& queries, const StatisticsRows& means, StatisticsFormat format)
-      : queries_(queries), means_(means), is_fp32_(format == StatisticsFormat::kFloat32) {
-    if (!is_fp32_) integers_.Load(queries.values, queries.count, queries.dim, format);
+// batches [count, kQueries]: products with the means from `first` on, at most kTile. Room for a
+// whole tile.
+void Multiply(const Queries& queries, const IntegerQueries& integers, const StatisticsRows& means,
+              int64_t first, int count, float* batches) {
+  // The next tile's. Behind the last rows stand other sections.
+  PrefetchBytes(means.row(first + count), kTile * means.row_bytes);
+  if (queries.format != StatisticsFormat::kFloat32) {
+    return integers.Multiply(means, first, count, batches);
   }
-
-  // batches [count, kQueries] of the means from `first` on, plus bases[i] for the i-th; at most
-  // kTile.
-  void Multiply(int64_t first, int count, const float* const* bases, float* batches) const {
-    // The next tile's. Behind the last rows stand other sections.
-    PrefetchBytes(means_.row(first) + count * means_.row_bytes, kTile * means_.row_bytes);
-    if (!is_fp32_) return integers_.Multiply(means_, first, count, bases, batches);
-    for (int i = 0; i < count; ++i) {
-      const auto* mean = reinterpret_cast<const float*>(means_.row(first + i));
-      for (int q = 0; q < kQueries; ++q) {
-        const float* query = queries_.values + std::min(q, queries_.count - 1) * queries_.dim;
-        batches[i * kQueries + q] = Dot(query, mean, queries_.dim) + bases[i][q];
-      }
+  for (int i = 0; i < count; ++i) {
+    const auto* mean = reinterpret_cast<const float*>(means.row(first + i));
+    for (int q = 0; q < kQueries; ++q) {
+      const float* query = queries.rows.data() + std::min(q, queries.count - 1) * queries.dim;
+      batches[i * kQueries + q] = Dot(query, mean, queries.dim);
     }
   }
-
- private:
-  const Queries& queries_;
-  const StatisticsRows& means_;
-  const bool is_fp32_;
-  IntegerQueries integers_;
-};
+}
 
 // Of the items of a tile, or more.
 struct Statistics {
@@ -84,165 +94,114 @@ struct Statistics {
   const float* key_spreads;
 };
 
-// Turns batches of logits of a tile into log-masses and rank scores [count] of query `q`. What is
-// written may be kTile long; what is read is.
-void Rate(const float* logits, const Statistics& statistics, float logit_spread, MassEstimate mass,
-          Ranking ranking, float* log_masses, float* rank_scores) {
-  const hn::ScalableTag<float> d;
-  const auto spread = hn::Set(d, logit_spread);
-  const auto half = hn::Set(d, 0.5f);
-  const auto gain_max = hn::Set(d, kLogMassGainMax);
-  for (int i = 0; i < kTile; i += static_cast<int>(hn::Lanes(d))) {
-    const auto logit = hn::Load(d, logits + i);
-    const auto bound = hn::Add(logit, hn::LoadU(d, statistics.log_sizes + i));
-    const auto variance = hn::Mul(spread, hn::LoadU(d, statistics.key_spreads + i));
-    const auto second_order = hn::Add(bound, hn::Min(hn::Mul(half, variance), gain_max));
-    hn::StoreU(mass == MassEstimate::kSecondOrder ? second_order : bound, d, log_masses + i);
-    if (rank_scores == nullptr) continue;
-    const auto optimistic = hn::Add(second_order, hn::Sqrt(variance));
-    hn::StoreU(ranking == Ranking::kCentroid ? logit : optimistic, d, rank_scores + i);
-  }
-}
-
-// Where a tile's results go: those of query `q` of all start at q * stride.
+// Where results go: those of query `q` of all start at q * stride.
 struct Results {
   MassEstimate mass;
   Ranking ranking;
-  float* log_masses;
+  float* log_masses;   // also given: what is to be added to products
   float* rank_scores;  // nullptr: not wanted
   int64_t stride;
 };
 
-// batches [count, kQueries] of logits, room for kTile, to results [queries.count, count].
-void FinishTile(const float* batches, int count, const Queries& queries, Statistics statistics,
-                const Results& results) {
-  alignas(64) float logits[kQueries * kTile];
-  TransposeBatches(batches, count, logits, kTile);
-  // A tile that is not full is worked on beside, as there is no room behind it.
+// Turns a vector of products into log-masses and rank scores.
+HWY_INLINE void Rate(hn::Vec<Floats> product, const Statistics& statistics, int i,
+                     float logit_spread, const Results& results, float* log_masses,
+                     float* rank_scores) {
+  const Floats d;
+  const auto logit = ClampLogit(d, hn::Add(product, hn::LoadU(d, log_masses + i)));
+  const auto bound = hn::Add(logit, hn::LoadU(d, statistics.log_sizes + i));
+  const auto variance = hn::Mul(hn::Set(d, logit_spread), hn::LoadU(d, statistics.key_spreads + i));
+  const auto gain = hn::Min(hn::Mul(hn::Set(d, 0.5f), variance), hn::Set(d, kLogMassGainMax));
+  const auto second_order = hn::Add(bound, gain);
+  hn::StoreU(results.mass == MassEstimate::kSecondOrder ? second_order : bound, d, log_masses + i);
+  if (rank_scores == nullptr) return;
+  const auto optimistic = hn::Add(second_order, hn::Sqrt(variance));
+  hn::StoreU(results.ranking == Ranking::kCentroid ? logit : optimistic, d, rank_scores + i);
+}
+
+// From the batches of a whole tile.
+HWY_INLINE void RateTile(const float* batches, const Queries& queries, const Statistics& statistics,
+                         const Results& results) {
+  const Floats d;
+  for (int i = 0; i < kTile; i += kLanes) {
+    hn::Vec<Floats> products[kQueries];
+    hn::LoadInterleaved4(d, batches + i * kQueries, products[0], products[1], products[2],
+                         products[3]);
+    for (int q = 0; q < queries.count; ++q) {
+      float* const rank_scores =
+          results.rank_scores == nullptr ? nullptr : results.rank_scores + q * results.stride;
+      Rate(products[q], statistics, i, queries.logit_spreads[q], results,
+           results.log_masses + q * results.stride, rank_scores);
+    }
+  }
+}
+
+// A tile that is not full is worked on beside, as there is no room behind it.
+void RatePart(const float* batches, int count, const Queries& queries, const Statistics& statistics,
+              const Results& results) {
   alignas(64) float log_sizes[kTile] = {}, key_spreads[kTile] = {};
-  alignas(64) float log_masses[kTile], rank_scores[kTile];
-  const bool full = count == kTile;
-  if (!full) {
-    std::copy_n(statistics.log_sizes, count, log_sizes);
-    std::copy_n(statistics.key_spreads, count, key_spreads);
-    statistics = {log_sizes, key_spreads};
-  }
-  const bool ranks = results.rank_scores != nullptr;
+  alignas(64) float log_masses[kQueries * kTile] = {}, rank_scores[kQueries * kTile];
+  std::copy_n(statistics.log_sizes, count, log_sizes);
+  std::copy_n(statistics.key_spreads, count, key_spreads);
   for (int q = 0; q < queries.count; ++q) {
-    float* masses_to = results.log_masses + q * results.stride;
-    float* scores_to = ranks ? results.rank_scores + q * results.stride : nullptr;
-    Rate(logits + q * kTile, statistics, queries.logit_spreads[q], results.mass, results.ranking,
-         full ? masses_to : log_masses, full || !ranks ? scores_to : rank_scores);
-    if (full) continue;
-    std::copy_n(log_masses, count, masses_to);
-    if (ranks) std::copy_n(rank_scores, count, scores_to);
+    std::copy_n(results.log_masses + q * results.stride, count, log_masses + q * kTile);
+  }
+  RateTile(batches, queries, {log_sizes, key_spreads},
+           {results.mass, results.ranking, log_masses, rank_scores, kTile});
+  for (int q = 0; q < queries.count; ++q) {
+    std::copy_n(log_masses + q * kTile, count, results.log_masses + q * results.stride);
+    if (results.rank_scores == nullptr) continue;
+    std::copy_n(rank_scores + q * kTile, count, results.rank_scores + q * results.stride);
   }
 }
 
-// batches [num_supers, kQueries]: products with the super-clusters' centroids, the segment's mean
-// included. Room for whole tiles.
-void MultiplySupers(const ClusterIndex& index, const Queries& queries, float* batches) {
-  const MeanProducts products(queries, index.super_centroids, SuperFormat(index.statistics));
-  const float* bases[kTile];
-  std::fill_n(bases, kTile, queries.mean_logits);
-  for (int64_t s = 0; s < index.num_supers; s += kTile) {
-    const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - s));
-    products.Multiply(s, count, bases, batches + s * kQueries);
+// Scores the items [first, last) of a level whose log_masses have what is to be added to products.
+void ScoreItems(const Queries& queries, const IntegerQueries& integers, const StatisticsRows& means,
+                const float* log_sizes, const float* key_spreads, int64_t first, int64_t last,
+                const Results& results) {
+  alignas(64) float batches[kTile * kQueries];
+  for (int64_t i = first; i < last; i += kTile) {
+    const int count = static_cast<int>(std::min<int64_t>(kTile, last - i));
+    Multiply(queries, integers, means, i, count, batches);
+    const Statistics statistics = {log_sizes + i, key_spreads + i};
+    const Results here = {results.mass, results.ranking, results.log_masses + i,
+                          results.rank_scores == nullptr ? nullptr : results.rank_scores + i,
+                          results.stride};
+    if (count == kTile) {
+      RateTile(batches, queries, statistics, here);
+    } else {
+      RatePart(batches, count, queries, statistics, here);
+    }
   }
 }
 
-// Some clusters of opened super-clusters: runs of neighbours.
-class ClusterTile {
- public:
-  // super_logits [num_supers, kQueries]: products with the super-clusters.
-  ClusterTile(const ScoreClustersTask& task, const Queries& queries, const float* super_logits)
-      : task_(task),
-        index_(*task.index),
-        queries_(queries),
-        super_logits_(super_logits),
-        products_(queries, index_.centroids, index_.statistics) {}
+// to [0, count) = value. What stands behind may be overwritten up to `room`.
+HWY_INLINE void Fill(float value, int64_t count, int64_t room, float* to) {
+  const Floats d;
+  const auto values = hn::Set(d, value);
+  int64_t i = 0;
+  for (; i < count && i + kLanes <= room; i += kLanes) hn::StoreU(values, d, to + i);
+  for (; i < count; ++i) to[i] = value;
+}
 
-  // Scores the clusters of a super-cluster, or lists them to be scored with others.
-  void Add(int64_t super) {
-    int64_t first = index_.super_offsets[super];
-    const int64_t end = index_.super_offsets[super + 1];
-    while (first < end) {
-      const int added = static_cast<int>(std::min<int64_t>(kTile - count_, end - first));
-      if (num_runs_ > 0 && runs_[num_runs_ - 1].end == first) {
-        runs_[num_runs_ - 1].end += added;
-      } else {
-        runs_[num_runs_++] = {first, first + added};
-      }
-      std::fill_n(bases_ + count_, added, super_logits_ + super * kQueries);
-      count_ += added;
-      first += added;
-      if (count_ == kTile) Flush();
+// The clusters of super-clusters [first, last), which are opened.
+void ScoreOpened(const ScoreClustersTask& task, const Queries& queries, const float* super_logits,
+                 int64_t first, int64_t last) {
+  const ClusterIndex& index = *task.index;
+  const int64_t begin = index.super_offsets[first], end = index.super_offsets[last];
+  float* const log_masses = task.log_masses + queries.begin * task.stride;
+  for (int64_t s = first; s < last; ++s) {
+    const int64_t at = index.super_offsets[s];
+    const int64_t count = index.super_offsets[s + 1] - at;
+    for (int q = 0; q < queries.count; ++q) {
+      Fill(super_logits[s * kQueries + q], count, end - at, log_masses + q * task.stride + at);
     }
   }
-
-  // Scores those that are listed.
-  void Flush() {
-    alignas(64) float batches[kTile * kQueries];
-    int at = 0;
-    for (int r = 0; r < num_runs_; ++r) {
-      const int count = static_cast<int>(runs_[r].end - runs_[r].first);
-      products_.Multiply(runs_[r].first, count, bases_ + at, batches + at * kQueries);
-      at += count;
-    }
-    if (num_runs_ == 1) {
-      const int64_t first = runs_[0].first;
-      const int64_t to = queries_.begin * task_.stride + first;
-      FinishTile(batches, count_, queries_, {index_.log_sizes + first, index_.key_spreads + first},
-                 {task_.mass, task_.ranking, task_.log_masses + to,
-                  task_.rank_scores == nullptr ? nullptr : task_.rank_scores + to, task_.stride});
-    } else if (num_runs_ > 1) {
-      FinishRuns(batches);
-    }
-    num_runs_ = count_ = 0;
-  }
-
- private:
-  struct Run {
-    int64_t first;
-    int64_t end;
-  };
-
-  void FinishRuns(const float* batches) const {
-    alignas(64) float log_sizes[kTile], key_spreads[kTile];
-    alignas(64) float log_masses[kQueries * kTile], rank_scores[kQueries * kTile];
-    int at = 0;
-    for (int r = 0; r < num_runs_; ++r) {
-      std::copy(index_.log_sizes + runs_[r].first, index_.log_sizes + runs_[r].end, log_sizes + at);
-      std::copy(index_.key_spreads + runs_[r].first, index_.key_spreads + runs_[r].end,
-                key_spreads + at);
-      at += static_cast<int>(runs_[r].end - runs_[r].first);
-    }
-    FinishTile(batches, count_, queries_, {log_sizes, key_spreads},
-               {task_.mass, task_.ranking, log_masses, rank_scores, kTile});
-    for (int q = 0; q < queries_.count; ++q) {
-      const int64_t to = (queries_.begin + q) * task_.stride;
-      at = q * kTile;
-      for (int r = 0; r < num_runs_; ++r) {
-        const int64_t count = runs_[r].end - runs_[r].first;
-        std::copy_n(log_masses + at, count, task_.log_masses + to + runs_[r].first);
-        if (task_.rank_scores != nullptr) {
-          std::copy_n(rank_scores + at, count, task_.rank_scores + to + runs_[r].first);
-        }
-        at += static_cast<int>(count);
-      }
-    }
-  }
-
-  const ScoreClustersTask& task_;
-  const ClusterIndex& index_;
-  const Queries& queries_;
-  const float* const super_logits_;
-  const MeanProducts products_;
-  int num_runs_ = 0;
-  int count_ = 0;
-  Run runs_[kTile];
-  const float* bases_[kTile];
-};
+  float* const rank_scores =
+      task.rank_scores == nullptr ? nullptr : task.rank_scores + queries.begin * task.stride;
+  ScoreItems(queries, queries.of_clusters, index.centroids, index.log_sizes, index.key_spreads,
+             begin, end, {task.mass, task.ranking, log_masses, rank_scores, task.stride});
+}
 
 // The clusters of a super-cluster that is not opened.
 void ShareMass(const ScoreClustersTask& task, const Queries& queries, int64_t super) {
@@ -261,12 +220,35 @@ void ShareMass(const ScoreClustersTask& task, const Queries& queries, int64_t su
   }
 }
 
-// Grows to the largest index that the thread has seen.
-float* RoomForSupers(int64_t num_supers) {
-  thread_local std::vector<float> batches;
-  const auto size = static_cast<size_t>((num_supers + kTile) * kQueries);
-  if (batches.size() < size) batches.resize(size);
-  return batches.data();
+// Those from `first` on of the thread's last task that had so many.
+Queries& LoadedQueries(int first) {
+  thread_local std::deque<Queries> batches;
+  const auto batch = static_cast<size_t>(first / kQueries);
+  while (batches.size() <= batch) batches.emplace_back();
+  return batches[batch];
+}
+
+// logits [num_supers, kQueries]: products with the super-clusters' centroids and the segment's
+// mean. Grows to the largest index that the thread has seen.
+const float* SuperLogits(const ClusterIndex& index, const Queries& queries) {
+  thread_local std::vector<float> logits;
+  const auto size = static_cast<size_t>((index.num_supers + kTile) * kQueries);
+  if (logits.size() < size) logits.resize(size);
+  float mean_logits[kQueries] = {};
+  for (int q = 0; q < queries.count; ++q) {
+    mean_logits[q] = Dot(queries.rows.data() + q * queries.dim, index.mean_key, queries.dim);
+  }
+  const hn::FixedTag<float, kQueries> d;
+  const auto of_mean = hn::LoadU(d, mean_logits);
+  for (int64_t s = 0; s < index.num_supers; s += kTile) {
+    const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - s));
+    float* const tile = logits.data() + s * kQueries;
+    Multiply(queries, queries.of_supers, index.super_centroids, s, count, tile);
+    for (int i = 0; i < count * kQueries; i += kQueries) {
+      hn::StoreU(ClampLogit(d, hn::Add(hn::LoadU(d, tile + i), of_mean)), d, tile + i);
+    }
+  }
+  return logits.data();
 }
 
 void ScoreClustersOf(const ScoreClustersTask& task) {
@@ -274,41 +256,44 @@ void ScoreClustersOf(const ScoreClustersTask& task) {
   const auto opened = [&](int64_t s) {
     return task.super_zones == nullptr || task.super_zones[s] == Zone::kSketch;
   };
-  float* super_logits = RoomForSupers(index.num_supers);
-  Queries queries;
   for (int q = 0; q < task.num_queries; q += kQueries) {
+    Queries& queries = LoadedQueries(q);
     queries.Load(task.queries, task.num_queries, index, q);
-    MultiplySupers(index, queries, super_logits);
-    ClusterTile tile(task, queries, super_logits);
-    for (int64_t super = 0; super < index.num_supers; ++super) {
-      if (opened(super)) {
-        tile.Add(super);
-      } else {
-        ShareMass(task, queries, super);
+    const float* const super_logits = SuperLogits(index, queries);
+    for (int64_t super = 0; super < index.num_supers;) {
+      if (!opened(super)) {
+        ShareMass(task, queries, super++);
+        continue;
       }
+      int64_t last = super + 1;
+      while (last < index.num_supers && opened(last)) ++last;
+      ScoreOpened(task, queries, super_logits, super, last);
+      super = last;
     }
-    tile.Flush();
   }
 }
 
 void ScoreSupersOf(const ScoreSupersTask& task) {
   const ClusterIndex& index = *task.index;
-  float* logits = RoomForSupers(index.num_supers);
-  Queries queries;
+  // Grows to the largest index that the thread has seen.
+  thread_local std::vector<float> log_sizes;
+  log_sizes.resize(index.num_supers);
+  for (int64_t s = 0; s < index.num_supers; ++s) {
+    log_sizes[s] = std::log(static_cast<float>(index.super_size(s)));
+  }
   for (int q = 0; q < task.num_queries; q += kQueries) {
+    Queries& queries = LoadedQueries(q);
     queries.Load(task.queries, task.num_queries, index, q);
-    MultiplySupers(index, queries, logits);
-    for (int64_t s = 0; s < index.num_supers; s += kTile) {
-      const int count = static_cast<int>(std::min<int64_t>(kTile, index.num_supers - s));
-      alignas(64) float log_sizes[kTile];
-      for (int i = 0; i < count; ++i) {
-        log_sizes[i] = std::log(static_cast<float>(index.super_size(s + i)));
-      }
-      const int64_t at = q * task.stride + s;
-      FinishTile(
-          logits + s * kQueries, count, queries, {log_sizes, index.super_key_spreads + s},
-          {task.mass, task.ranking, task.log_masses + at, task.rank_scores + at, task.stride});
+    float* const log_masses = task.log_masses + q * task.stride;
+    for (int h = 0; h < queries.count; ++h) {
+      const float* const query = queries.rows.data() + h * queries.dim;
+      std::fill_n(log_masses + h * task.stride, index.num_supers,
+                  Dot(query, index.mean_key, queries.dim));
     }
+    ScoreItems(
+        queries, queries.of_supers, index.super_centroids, log_sizes.data(),
+        index.super_key_spreads, 0, index.num_supers,
+        {task.mass, task.ranking, log_masses, task.rank_scores + q * task.stride, task.stride});
   }
 }
 

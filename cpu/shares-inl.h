@@ -1,4 +1,4 @@
-// Long rows in vectors, and softmax over them. Compiled once per instruction set.
+// Long rows in vectors. Compiled once per instruction set.
 #if defined(WAVEKV_CPU_SHARES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef WAVEKV_CPU_SHARES_INL_H_
 #undef WAVEKV_CPU_SHARES_INL_H_
@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/exp-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -48,36 +47,6 @@ HWY_INLINE float Greatest(const float* scores, int64_t count) {
   ForEachVector(scores, count,
                 [&](int64_t, V score) HWY_ATTR { greatest = hn::Max(greatest, score); });
   return hn::GetLane(hn::MaxOfLanes(d, greatest));
-}
-
-// Sum of e^{score - max}.
-HWY_INLINE float MassAbove(float max, const float* scores, int64_t count) {
-  const Full d;
-  const V offset = hn::Set(d, max);
-  V sums = hn::Zero(d);
-  ForEachVector(scores, count, [&](int64_t, V score) HWY_ATTR {
-    sums = hn::Add(sums, Exp(d, hn::Sub(score, offset)));
-  });
-  return hn::GetLane(hn::SumOfLanes(d, sums));
-}
-
-// shares += e^{score - max} / mass.
-HWY_INLINE void AddShares(const float* scores, int64_t count, float max, float mass,
-                          float* shares) {
-  const Full d;
-  const V offset = hn::Set(d, max);
-  const V inverse = hn::Div(hn::Set(d, 1.0f), hn::Set(d, mass));
-  ForEachVector(scores, count, [&](int64_t i, V score) HWY_ATTR {
-    const V share = hn::Mul(inverse, Exp(d, hn::Sub(score, offset)));
-    const auto n = static_cast<int64_t>(hn::Lanes(d));
-    if (i + n <= count) {
-      hn::StoreU(hn::Add(hn::LoadU(d, shares + i), share), d, shares + i);
-    } else {
-      alignas(64) float rest[hn::MaxLanes(Full())];
-      hn::Store(share, d, rest);
-      for (int64_t j = i; j < count; ++j) shares[j] += rest[j - i];
-    }
-  });
 }
 
 }  // namespace wavekv::cpu::HWY_NAMESPACE

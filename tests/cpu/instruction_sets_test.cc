@@ -16,11 +16,13 @@ TEST(InstructionSetsTest, EachOneOfTheMachineCanBeChosen) {
   EXPECT_TRUE(SetInstructionSet("").ok());
 }
 
-TEST(InstructionSetsTest, OnlyTheOneWithBf16ProductsUsesThem) {
+TEST(InstructionSetsTest, OnlyThoseWithProductsOfSmallNumbersUseThem) {
   const std::vector<std::string> names = InstructionSets();
   for (const std::string& name : names) {
     ASSERT_TRUE(SetInstructionSet(name).ok());
-    EXPECT_EQ(cpu::UsesBf16Products(), name.find("_bf16") != std::string::npos) << name;
+    const bool bf16 = name.find("_bf16") != std::string::npos;
+    EXPECT_EQ(cpu::UsesBf16Products(), bf16) << name;
+    EXPECT_EQ(cpu::UsesByteProducts(), bf16 || name.find("_vnni") != std::string::npos) << name;
   }
   ASSERT_TRUE(SetInstructionSet("").ok());
   EXPECT_EQ(cpu::UsesBf16Products(), names.back().find("_bf16") != std::string::npos);

@@ -127,6 +127,26 @@ TEST_F(SelectClustersTest, ZonesFollowTheRanks) {
   }
 }
 
+// What a sample says of their ranks and sizes is wrong.
+TEST_F(SelectClustersTest, GreatScoresMayStandWhereNobodyLooks) {
+  for (const size_t step : {1, 4, 5, 16, 17, 32}) {
+    for (const bool great : {true, false}) {
+      std::vector<float> scores(16384, 0.0f);
+      std::vector<uint32_t> sizes(scores.size(), 1);
+      for (size_t i = 0; i < scores.size(); i += step) {
+        scores[i] = (great ? 1e-3f : -1e-3f) * static_cast<float>(i + 1);
+        sizes[i] = 64;
+      }
+      for (const int64_t budget : {1, 100, 1000, 50000}) {
+        SCOPED_TRACE(::testing::Message() << step << " " << great << " " << budget);
+        ForEachTarget([&] {
+          ExpectZonesFollowTheRanks(Select(scores, 1, sizes, budget, 0), sizes, budget, 0);
+        });
+      }
+    }
+  }
+}
+
 TEST_F(SelectClustersTest, TiesGoToTheLowerIndex) {
   const std::vector<uint32_t> sizes(100, 10);
   ForEachTarget([&] {

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "api/scratch_vector.h"
 #include "api/step_observer.h"
 #include "api/step_rows.h"
 #include "api/step_view.h"
@@ -65,12 +66,12 @@ struct ZoneUnit {
 
 // What is ranked together: the clusters or the super-clusters of all units.
 struct RankedLevel {
-  std::vector<uint32_t> sizes;  // in tokens
-  std::vector<float> log_masses;
-  std::vector<float> rank_scores;
-  std::vector<float> probabilities;
-  std::vector<Zone> zones;
-  std::vector<uint32_t> retrieved;
+  ScratchVector<uint32_t> sizes;  // in tokens
+  ScratchVector<float> log_masses;
+  ScratchVector<float> rank_scores;
+  ScratchVector<float> probabilities;
+  ScratchVector<Zone> zones;
+  ScratchVector<uint32_t> retrieved;
 
   int64_t size() const { return static_cast<int64_t>(sizes.size()); }
 
@@ -144,33 +145,33 @@ struct AttendWorkspace {
   std::vector<StepRows::Late> late;
   bool rows_were_missing = false;  // when units were answered last
   std::vector<int64_t> visible_ends;
-  std::vector<float> partial_outputs;
-  std::vector<float> partial_lses;
+  ScratchVector<float> partial_outputs;
+  ScratchVector<float> partial_lses;
 
   // Zones.
   std::vector<ZoneUnit> units;
-  std::vector<float> rotated_queries;  // of the units, in their order
+  ScratchVector<float> rotated_queries;  // of the units, in their order
   std::vector<const ClusterIndex*> indexes;
   std::vector<const SealedHead*> heads;  // of the indexes
   RankedLevel supers;
   RankedLevel clusters;
   std::vector<SketchPart> sketch_parts;   // as indexes
   std::vector<uint32_t> sketch_clusters;  // numbers within their index, ascending
-  std::vector<float> token_logits;
-  std::vector<float> token_shares;
-  std::vector<float> token_risks;
-  std::vector<float> log_totals;  // of rank scores, as units
-  std::vector<uint8_t> chosen;
-  std::vector<int64_t> num_value_means;  // as indexes
-  std::vector<int64_t> num_super_value_means;
-  std::vector<float> missing_lses;
-  std::vector<float> value_variance;
-  std::vector<float> estimated_outputs;
-  std::vector<float> estimated_lses;
+  ScratchVector<float> token_logits;
+  ScratchVector<float> token_shares;
+  ScratchVector<float> token_risks;
+  ScratchVector<float> log_totals;  // of rank scores, as units
+  ScratchVector<uint8_t> chosen;
+  ScratchVector<int64_t> num_value_means;  // as indexes
+  ScratchVector<int64_t> num_super_value_means;
+  ScratchVector<float> missing_lses;
+  ScratchVector<float> value_variance;
+  ScratchVector<float> estimated_outputs;
+  ScratchVector<float> estimated_lses;
 
   // What target_error goes by.
-  std::vector<float> coarse_outputs;
-  std::vector<float> coarse_lses;
+  ScratchVector<float> coarse_outputs;
+  ScratchVector<float> coarse_lses;
   std::vector<float> inverse_squares;
   std::vector<float> logit_spreads;
   std::vector<float> cluster_variances;

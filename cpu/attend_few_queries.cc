@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include "cpu/row_tiles.h"
 #include "cpu/targets.h"
@@ -105,8 +106,9 @@ void AttendTile(const AttendRowsTask& task, LogitsOf& products, const RowTile& t
   });
 }
 
+// Returns whether rows of `next` were asked for.
 template <DType kType, class LogitsOf>
-void AttendWith(const AttendRowsTask& task, LogitsOf& products) {
+bool AttendWith(const AttendRowsTask& task, const NextRows& next_rows, LogitsOf& products) {
   const int dim_v = task.shape.head_dim_v;
   Scratch scratch;
   std::fill_n(scratch.sums, task.num_queries * dim_v, 0.0f);
@@ -114,12 +116,15 @@ void AttendWith(const AttendRowsTask& task, LogitsOf& products) {
   RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
-  bool more = rows.Next(tile);
-  // Later tiles are asked for while the one before is worked on.
-  if (more) PrefetchTile(*tile, task.shape);
+  bool more = rows.Next(tile), asks_next = false;
+  // Later tiles are asked for while the one before is worked on, in the end the next task's first.
+  if (more && !next_rows.asked) PrefetchTile(*tile, task.shape);
   for (; more; std::swap(tile, next)) {
     more = rows.Next(next);
-    AttendTile<kType>(task, products, *tile, more ? *next : *tile, scratch);
+    if (!more && next_rows.task != nullptr) {
+      asks_next = RowTiles(next_rows.task->ranges, task.shape, /*with_positions=*/false).Next(next);
+    }
+    AttendTile<kType>(task, products, *tile, more || asks_next ? *next : *tile, scratch);
   }
 
   WithVectorsFor(dim_v, [&](auto d) HWY_ATTR {
@@ -130,37 +135,40 @@ void AttendWith(const AttendRowsTask& task, LogitsOf& products) {
     ScaleRow(task.output + static_cast<int64_t>(q) * dim_v, dim_v,
              scratch.softmax[q].inverse_mass());
   }
+  return asks_next;
 }
 
 template <DType kType>
-void Attend(const AttendRowsTask& task) {
+bool Attend(const AttendRowsTask& task, const NextRows& next) {
   Products<kType> products;
   products.Prepare(task);
-  AttendWith<kType>(task, products);
+  return AttendWith<kType>(task, next, products);
 }
 
 #if WAVEKV_BF16_PRODUCTS
-// False if the queries do not allow it.
-bool AttendByBf16Products(const AttendRowsTask& task) {
+// Nothing if the queries do not allow it.
+std::optional<bool> AttendByBf16Products(const AttendRowsTask& task, const NextRows& next) {
   Bf16Products products;
-  if (task.num_queries < Bf16Products::kMinQueries || !products.Prepare(task)) return false;
-  AttendWith<DType::kBFloat16>(task, products);
-  return true;
+  if (task.num_queries < Bf16Products::kMinQueries || !products.Prepare(task)) return std::nullopt;
+  return AttendWith<DType::kBFloat16>(task, next, products);
 }
 #endif
 
-void AttendFewQueriesOf(const AttendRowsTask& task) {
+bool AttendFewQueriesOf(const AttendRowsTask& task, const NextRows& next) {
   switch (task.shape.dtype) {
     case DType::kFloat32:
-      return Attend<DType::kFloat32>(task);
+      return Attend<DType::kFloat32>(task, next);
     case DType::kFloat16:
-      return Attend<DType::kFloat16>(task);
+      return Attend<DType::kFloat16>(task, next);
     case DType::kBFloat16:
 #if WAVEKV_BF16_PRODUCTS
-      if (UsesBf16Products() && AttendByBf16Products(task)) return;
+      if (UsesBf16Products()) {
+        if (const std::optional<bool> asked = AttendByBf16Products(task, next)) return *asked;
+      }
 #endif
-      return Attend<DType::kBFloat16>(task);
+      return Attend<DType::kBFloat16>(task, next);
   }
+  return false;
 }
 
 }  // namespace
@@ -172,8 +180,8 @@ namespace wavekv::cpu {
 
 HWY_EXPORT(AttendFewQueriesOf);
 
-void AttendFewQueries(const AttendRowsTask& task) {
-  HWY_DYNAMIC_DISPATCH(AttendFewQueriesOf)(task);
+bool AttendFewQueries(const AttendRowsTask& task, const NextRows& next) {
+  return HWY_DYNAMIC_DISPATCH(AttendFewQueriesOf)(task, next);
 }
 
 }  // namespace wavekv::cpu

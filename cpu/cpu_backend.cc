@@ -12,6 +12,7 @@
 #include "cpu/estimate_clusters.h"
 #include "cpu/list_greatest.h"
 #include "cpu/merge_states.h"
+#include "cpu/prefetch_index.h"
 #include "cpu/rotate_rows.h"
 #include "cpu/score_clusters.h"
 #include "cpu/score_tokens.h"
@@ -79,7 +80,7 @@ class CpuBackend final : public Backend {
     return RunTasks(tasks, cpu::ConvertRows);
   }
   absl::Status ScoreClusters(absl::Span<const ScoreClustersTask> tasks) override {
-    return RunTasks(tasks, cpu::ScoreClusters);
+    return RunTasks(tasks, cpu::ScoreClusters, cpu::PrefetchFor);
   }
   absl::Status ScoreSupers(absl::Span<const ScoreSupersTask> tasks) override {
     return RunTasks(tasks, cpu::ScoreSupers);
@@ -91,16 +92,20 @@ class CpuBackend final : public Backend {
     return RunTasks(tasks, cpu::RotateRows);
   }
   absl::Status ScoreTokens(absl::Span<const ScoreTokensTask> tasks) override {
-    return RunTasks(tasks, cpu::ScoreTokens);
+    return RunTasks(tasks, cpu::ScoreTokens, cpu::PrefetchFor);
   }
   absl::Status ChooseTokens(absl::Span<const ChooseTokensTask> tasks) override {
     return RunTasks(tasks, cpu::ChooseTokens);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
+    if (executor_->num_workers() == 1) {
+      executor_->ParallelFor(1, [&](int64_t, int) { cpu::AttendInTurn(tasks); });
+      return absl::OkStatus();
+    }
     return RunParts(tasks, cpu::AttendRows);
   }
   absl::Status EstimateClusters(absl::Span<const EstimateClustersTask> tasks) override {
-    return RunTasks(tasks, cpu::EstimateClusters);
+    return RunTasks(tasks, cpu::EstimateClusters, cpu::PrefetchFor);
   }
   absl::Status MergeStates(absl::Span<const MergeStatesTask> tasks) override {
     return RunTasks(tasks, cpu::MergeStates);
@@ -130,6 +135,18 @@ class CpuBackend final : public Backend {
   absl::Status RunTasks(absl::Span<const Task> tasks, void (*run)(const Task&)) {
     Share(static_cast<int64_t>(tasks.size()), TotalWork(tasks),
           [&](int64_t i, int) { run(tasks[i]); });
+    return absl::OkStatus();
+  }
+
+  // And prefetch(task) while the one before it runs.
+  template <typename Task>
+  absl::Status RunTasks(absl::Span<const Task> tasks, void (*run)(const Task&),
+                        void (*prefetch)(const Task&)) {
+    const auto count = static_cast<int64_t>(tasks.size());
+    Share(count, TotalWork(tasks), [&](int64_t i, int) {
+      if (i + 1 < count) prefetch(tasks[i + 1]);
+      run(tasks[i]);
+    });
     return absl::OkStatus();
   }
 

@@ -20,6 +20,7 @@
 #include "cpu/add_means-inl.h"
 #include "cpu/estimate_masses-inl.h"
 #include "cpu/estimate_weights-inl.h"
+#include "cpu/rotation-inl.h"
 #include "cpu/row_kernels-inl.h"
 #include "cpu/softmax-inl.h"
 #include "hwy/highway.h"
@@ -45,8 +46,10 @@ void AddValues(const ClusterIndex& index, const std::byte* const* chosen_values,
   for (int64_t first = 0; first < parts.num_taken; first += kTile) {
     const int count = static_cast<int>(std::min<int64_t>(kTile, parts.num_taken - first));
     weights.Transpose(first, count, first_query, num_queries, tile_weights, kTile);
+    const bool more = first + 2 * kTile <= parts.num_taken;
+    const std::byte* const* ahead = more ? chosen_values + first + kTile : nullptr;
     WithVectorsFor(dim, [&](auto d) HWY_ATTR {
-      AddWeightedRows<kType>(d, {chosen_values + first, count, dim}, {tile_weights, kTile},
+      AddWeightedRows<kType>(d, {chosen_values + first, count, dim, ahead}, {tile_weights, kTile},
                              num_queries, sums);
     });
   }
@@ -79,9 +82,11 @@ void AnswerQueries(const EstimateClustersTask& task, const EstimateParts& parts,
   const ClusterIndex& index = *task.index;
   const int dim = index.shape.head_dim_v;
   alignas(64) float sums[kQueries * kHeadDimMax];
+  const hn::CappedTag<float, 8> d;  // divides every dim
   for (int q = 0; q < num_queries; ++q) {
-    for (int i = 0; i < dim; ++i) {
-      sums[q * dim + i] = parts.sums[first + q].of_means * index.mean_value[i];
+    const auto weight = hn::Set(d, parts.sums[first + q].of_means);
+    for (int i = 0; i < dim; i += static_cast<int>(hn::Lanes(d))) {
+      hn::StoreU(hn::Mul(weight, hn::LoadU(d, index.mean_value + i)), d, sums + q * dim + i);
     }
   }
   AddMeans<kQueries>(index.value_means, index.statistics, dim, parts.clusters,
@@ -89,7 +94,7 @@ void AnswerQueries(const EstimateClustersTask& task, const EstimateParts& parts,
                      sums);
   AddMeans<kQueries>(index.super_value_means, SuperFormat(index.statistics), dim, parts.supers,
                      {parts.super_weights.data(), parts.super_stride()}, first, num_queries, sums);
-  for (int q = 0; q < num_queries; ++q) rotation.ApplyInverse(sums + q * dim);
+  for (int q = 0; q < num_queries; ++q) RotateBack(rotation, sums + q * dim);
   if (parts.num_taken > 0) {
     AddValues(index, task.chosen_values, parts, first, num_queries, sums);
   }

@@ -259,9 +259,10 @@ class BatchWeights {
   static constexpr uint32_t kAhead = 16;
   HWY_INLINE void PrefetchFactors(uint32_t number) const {
     if (!kErrors || number >= parts_.parts.size()) return;
-    const uint32_t cluster = parts_.parts[number].cluster;
-    PrefetchBytes(reinterpret_cast<const std::byte*>(index_.code_factors + index_.offsets[cluster]),
-                  64);
+    const EstimateParts::Part& part = parts_.parts[number];
+    const uint16_t* const factors = index_.code_factors + index_.offsets[part.cluster];
+    PrefetchBytes(reinterpret_cast<const std::byte*>(factors),
+                  part.size * static_cast<int64_t>(sizeof(uint16_t)));
   }
 
   const EstimateClustersTask& task_;

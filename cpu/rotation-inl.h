@@ -111,6 +111,27 @@ HWY_INLINE void Rotate(const Rotation& rotation, const Load& load, float* row) {
   Transform(length, load_last, last);
 }
 
+// Undoes it, in place.
+HWY_INLINE void RotateBack(const Rotation& rotation, float* row) {
+  const int dim = rotation.dim(), length = rotation.length();
+  const auto transform = [length](float* from) HWY_ATTR {
+    Transform(
+        length, [from](int j) HWY_ATTR { return hn::LoadU(RotationTag(), from + j); }, from);
+  };
+  const auto flip = [dim, row](const float* signs) HWY_ATTR {
+    const RotationTag d;
+    for (int j = 0; j < dim; j += static_cast<int>(hn::Lanes(d))) {
+      hn::StoreU(hn::Mul(hn::LoadU(d, row + j), hn::LoadU(d, signs + j)), d, row + j);
+    }
+  };
+  if (length != dim) {
+    transform(row + dim - length);
+    flip(rotation.second_signs());
+  }
+  transform(row);
+  flip(rotation.first_signs());
+}
+
 }  // namespace wavekv::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

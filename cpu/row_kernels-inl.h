@@ -203,7 +203,8 @@ struct PerQuery {
 // Asks for bytes to be brought into the second-level cache: the first level's miss buffers are too
 // few to cover DRAM latency at full bandwidth.
 HWY_INLINE void PrefetchBytes(const std::byte* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+  const auto into_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(from) % 64);
+  for (int64_t i = -into_line; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // Asks for rows evenly over the steps of the work that goes on meanwhile: requests for many at once

@@ -272,15 +272,21 @@ class AttendStep {
   // And in the estimation zone.
   int64_t AnsweredTokens(const ZoneUnit& unit) const;
   void AddSketch(ZoneUnit& unit);
-  // Visits the clusters of a part, whose tokens start at `first_item` of `chosen`, that have chosen
-  // tokens.
-  template <typename Visit>  // void(uint32_t cluster, int64_t first_item, int64_t size)
-  void ForEachChosenCluster(const ClusterIndex& index, const SketchPart& part, int64_t first_item,
-                            const Visit& visit) const {
+  // Visits the clusters of a part of the unit, whose tokens start at `first_item` of `chosen`, that
+  // have chosen tokens. A cluster of which more than half was chosen is one run of bytes, and its
+  // few others would be answered by what is left of a rounded mean: the others are chosen too.
+  template <typename Visit>  // void(uint32_t cluster, int64_t first_item)
+  void ForEachChosenCluster(ZoneUnit& unit, const SketchPart& part, const ClusterIndex& index,
+                            int64_t first_item, const Visit& visit) {
     const uint32_t* const clusters = ws_.sketch_clusters.data() + part.first_cluster;
     for (int64_t i = 0; i < part.num_clusters; ++i) {
       const int64_t size = index.cluster_size(clusters[i]);
-      if (NumChosen(first_item, size) > 0) visit(clusters[i], first_item, size);
+      const int64_t num_chosen = NumChosen(first_item, size);
+      if (2 * num_chosen > size) {
+        std::fill_n(ws_.chosen.data() + first_item, size, uint8_t{1});
+        unit.num_chosen += size - num_chosen;
+      }
+      if (num_chosen > 0) visit(clusters[i], first_item);
       first_item += size;
     }
   }
@@ -295,14 +301,13 @@ class AttendStep {
     return count;
   }
   absl::Status RankTokens();
-  void ReadMostlyChosenWhole(ZoneUnit& unit);
   MassEstimate mass() const {
     return options_.zones == Zones::kPaper ? MassEstimate::kLowerBound : options_.mass;
   }
   Ranking ranking() const {
     return options_.zones == Zones::kPaper ? Ranking::kCentroid : Ranking::kOptimistic;
   }
-  RetrievedTokens RetrievedBy(const ZoneUnit& unit) const;
+  RetrievedTokens RetrievedBy(ZoneUnit& unit);
   absl::Status FlushUnits(AttendStats* stats);
   size_t WaveSize() const;
   // Attends and estimates those of the wave.
@@ -315,8 +320,8 @@ class AttendStep {
   int64_t AddParts(int64_t num_parts);
   void CompactValues(const ZoneUnit& unit);
   void AddSteadyRanges(const ZoneUnit& unit, RowGroup& rows);
-  void AddRetrievedRanges(const ZoneUnit& unit, RowGroup& rows);
-  void AddChosenRanges(const ZoneUnit& unit, RowGroup& rows);
+  void AddRetrievedRanges(ZoneUnit& unit, RowGroup& rows);
+  void AddChosenRanges(ZoneUnit& unit, RowGroup& rows);
   // Lists the rows of a group of each unit, in parallel.
   void AddGroups(PieceGroup ZoneUnit::*group,
                  absl::FunctionRef<void(ZoneUnit& unit, RowGroup& rows)> fill);

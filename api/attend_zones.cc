@@ -107,7 +107,7 @@ void AttendStep::AddSteadyRanges(const ZoneUnit& unit, RowGroup& rows) {
 
 // Read in the order of memory, not of rank: neighbours share pages, and the reduction order is
 // fixed.
-void AttendStep::AddRetrievedRanges(const ZoneUnit& unit, RowGroup& rows) {
+void AttendStep::AddRetrievedRanges(ZoneUnit& unit, RowGroup& rows) {
   if (options_.zones == Zones::kSketch) return AddChosenRanges(unit, rows);
   int64_t cluster = unit.first_cluster;
   for (int64_t i = 0; i < unit.num_indexes; ++i) {
@@ -138,16 +138,14 @@ void AttendStep::AddGroups(PieceGroup ZoneUnit::*group,
   }
 }
 
-void AttendStep::AddChosenRanges(const ZoneUnit& unit, RowGroup& rows) {
-  int64_t item = unit.first_sketch_token;
-  for (int64_t i = 0; i < unit.num_indexes; ++i) {
-    const ClusterIndex& index = *ws_.indexes[unit.first_index + i];
-    SketchPart& part = ws_.sketch_parts[unit.first_index + i];
+void AttendStep::AddChosenRanges(ZoneUnit& unit, RowGroup& rows) {
+  for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
+    SketchPart& part = ws_.sketch_parts[i];
     part.first_value = rows.num_values();
-    ForEachChosenCluster(index, part, item, [&](uint32_t cluster, int64_t first, int64_t /*size*/) {
-      rows.AddChosen(*ws_.heads[unit.first_index + i], cluster, ws_.chosen.data(), first);
-    });
-    item += part.num_tokens;
+    ForEachChosenCluster(unit, part, *ws_.indexes[i], unit.first_sketch_token + part.first_token,
+                         [&](uint32_t cluster, int64_t first_item) {
+                           rows.AddChosen(*ws_.heads[i], cluster, ws_.chosen.data(), first_item);
+                         });
     part.num_values = rows.num_values() - part.first_value;
   }
 }

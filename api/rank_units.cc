@@ -51,16 +51,21 @@ absl::StatusOr<std::vector<RetrievedTokens>> AttendStep::Retrieve() {
   }
   wave_ = absl::MakeSpan(ws_.units);
   WAVEKV_RETURN_IF_ERROR(RankUnits(/*ranked=*/true));
-  for (const ZoneUnit& unit : ws_.units) all.push_back(RetrievedBy(unit));
+  for (ZoneUnit& unit : ws_.units) all.push_back(RetrievedBy(unit));
   ClearUnits();
   return all;
 }
 
-RetrievedTokens AttendStep::RetrievedBy(const ZoneUnit& unit) const {
+RetrievedTokens AttendStep::RetrievedBy(ZoneUnit& unit) {
   // Where the tokens of a cluster stand in `chosen`, by number of the cluster in the unit.
   std::vector<int64_t> first_tokens;
   if (options_.zones == Zones::kSketch) {
     int64_t token = unit.first_sketch_token;
+    for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
+      const SketchPart& part = ws_.sketch_parts[i];
+      ForEachChosenCluster(unit, part, *ws_.indexes[i], unit.first_sketch_token + part.first_token,
+                           [](uint32_t, int64_t) {});
+    }
     for (int64_t i = 0; i < unit.num_clusters; ++i) {
       first_tokens.push_back(token);
       if (ws_.clusters.zones[unit.first_cluster + i] == Zone::kSketch) {
@@ -380,27 +385,7 @@ absl::Status AttendStep::RankTokens() {
     ws_.choose_tokens_tasks.push_back(choose);
   }
   WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
-  WAVEKV_RETURN_IF_ERROR(backend_.ChooseTokens(ws_.choose_tokens_tasks));
-  executor_.ParallelFor(static_cast<int64_t>(wave_.size()),
-                        [&](int64_t i, int) { ReadMostlyChosenWhole(wave_[i]); });
-  return absl::OkStatus();
-}
-
-// A cluster of which more than half was chosen is one run of bytes, and its few others would be
-// answered by what is left of a rounded mean.
-void AttendStep::ReadMostlyChosenWhole(ZoneUnit& unit) {
-  int64_t item = unit.first_sketch_token;
-  for (int64_t i = 0; i < unit.num_indexes; ++i) {
-    const SketchPart& part = ws_.sketch_parts[unit.first_index + i];
-    ForEachChosenCluster(*ws_.indexes[unit.first_index + i], part, item,
-                         [&](uint32_t /*cluster*/, int64_t first, int64_t size) {
-                           const int64_t num_chosen = NumChosen(first, size);
-                           if (2 * num_chosen <= size) return;
-                           std::fill_n(ws_.chosen.data() + first, size, uint8_t{1});
-                           unit.num_chosen += size - num_chosen;
-                         });
-    item += part.num_tokens;
-  }
+  return backend_.ChooseTokens(ws_.choose_tokens_tasks);
 }
 
 }  // namespace wavekv

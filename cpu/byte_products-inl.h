@@ -1,4 +1,4 @@
-// Inner products of queries in integers with rows of 4-bit integers by the instruction that
+// Inner products of queries in integers with rows of small integers by the instruction that
 // multiplies and adds four pairs of bytes, which Highway does not use. Compiled once per
 // instruction set; only AVX-512 has it.
 #if defined(WAVEKV_CPU_BYTE_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -55,8 +55,8 @@ struct ByteQueries {
   alignas(64) int8_t low[kVectorsMax][kQueries][kLanes];
 };
 
-// Sums of the products of one row with four queries: those of query q are the sums of blocks q of
-// the result. Signed bytes are taken with 128 added.
+// Products of one row with four queries: lane q of each of four blocks has a part of that of query
+// q. Signed bytes are taken with 128 added.
 template <bool kInt4>
 HWY_INLINE __m512i MultiplyRow(const ByteQueries& queries, const std::byte* row) {
   const hn::ScalableTag<int32_t> d;
@@ -90,7 +90,7 @@ HWY_INLINE __m512i MultiplyRow(const ByteQueries& queries, const std::byte* row)
 
 // products [count, 4] with the rows from `first` on, without what `offsets` [4] say is added to
 // the integers of a query, times `steps` [4] and the scale of the row. Room for a multiple of four
-// rows; reads up to four rows and a vector, and as many scales, behind the last.
+// rows; reads up to a vector behind the last row, and behind its scale.
 template <bool kInt4>
 void MultiplyBytes(const ByteQueries& queries, const float* steps, const int32_t* offsets,
                    const StatisticsRows& rows, int64_t first, int count, float* products) {
@@ -99,13 +99,12 @@ void MultiplyBytes(const ByteQueries& queries, const float* steps, const int32_t
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets)));
   const __m512i each_four = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   for (int i = 0; i < count; i += 4) {
-    const std::byte* const row = rows.row(first + i);
     __m512i blocks[4];
     HWY_UNROLL(4)
     for (int r = 0; r < 4; ++r) {
-      blocks[r] = MultiplyRow<kInt4>(queries, row + r * rows.row_bytes);
+      blocks[r] = MultiplyRow<kInt4>(queries, rows.row(first + std::min(i + r, count - 1)));
     }
-    // The blocks of two rows beside each other, added up in part, then those of four.
+    // Blocks of two rows are added up in part, then those of all four.
     const __m512i rows01 = _mm512_add_epi32(_mm512_shuffle_i32x4(blocks[0], blocks[1], 0x88),
                                             _mm512_shuffle_i32x4(blocks[0], blocks[1], 0xdd));
     const __m512i rows23 = _mm512_add_epi32(_mm512_shuffle_i32x4(blocks[2], blocks[3], 0x88),

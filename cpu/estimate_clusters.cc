@@ -42,7 +42,6 @@ void AddValues(const ClusterIndex& index, const std::byte* const* chosen_values,
   std::fill_n(sums, num_queries * dim, 0.0f);
   alignas(64) float tile_weights[kQueries * kTile];
   const BatchedWeights weights = {parts.taken_weights.data(), parts.taken_stride()};
-  // Most are in the cache still, where they were attended.
   for (int64_t first = 0; first < parts.num_taken; first += kTile) {
     const int count = static_cast<int>(std::min<int64_t>(kTile, parts.num_taken - first));
     weights.Transpose(first, count, first_query, num_queries, tile_weights, kTile);
@@ -139,11 +138,16 @@ void StoreErrors(const EstimateClustersTask& task, const EstimateParts& parts) {
   }
 }
 
-// The first means that will be added up and the first factors that will be needed; later ones are
-// asked for on the way. Inlined, or the compiler takes calls for idle and leaves them out.
-HWY_INLINE void PrefetchFirst(const ClusterIndex& index, const EstimateParts& parts) {
+// The first means and values that will be added up, of which those that were attended may have left
+// the cache since; later ones are asked for on the way. Inlined, or the compiler takes calls for
+// idle and leaves them out.
+HWY_INLINE void PrefetchFirst(const EstimateClustersTask& task, const EstimateParts& parts) {
+  const ClusterIndex& index = *task.index;
   for (size_t i = 0; i < std::min<size_t>(kMeansTile, parts.clusters.size()); ++i) {
     PrefetchBytes(index.value_means.row(parts.clusters[i]), index.value_means.row_bytes);
+  }
+  for (int64_t i = 0; i < std::min<int64_t>(kTile, parts.num_taken); ++i) {
+    PrefetchBytes(task.chosen_values[i], index.value_row_bytes());
   }
 }
 
@@ -168,7 +172,7 @@ void EstimateClustersOf(const EstimateClustersTask& task) {
   // Grows to the largest index that the thread has seen.
   thread_local EstimateParts parts;
   parts.Load(task);
-  PrefetchFirst(*task.index, parts);
+  PrefetchFirst(task, parts);
   const bool with_errors = task.missing_lse != nullptr;
   if (with_errors) LoadSpreads(*task.index, parts);
   for (int q = 0; q < task.num_queries; q += EstimateParts::kBatch) {

@@ -66,7 +66,7 @@ class IntegerQueries {
   }
 
   // products [count, kBatch] with the rows from `first` on. Room for a multiple of four rows; reads
-  // up to four rows and a vector behind them, where other sections of an index stand.
+  // up to a vector behind rows and scales, where other sections of an index stand.
   void Multiply(const StatisticsRows& rows, int64_t first, int count, float* products) const {
 #if WAVEKV_BYTE_PRODUCTS
     if (by_bytes_) {

@@ -20,6 +20,9 @@ constexpr int64_t kQueryBlock = 256;
 // batch.
 constexpr int64_t kPartialFloatsMax = int64_t{8} << 20;
 
+// From so many tokens on to list the rows of a kv head takes longer than to wake a thread.
+constexpr int64_t kListedTogether = 8192;
+
 // Rows that are answered by zones, times kv heads, that are listed before they are answered.
 constexpr size_t kZoneRowsMax = 4096;
 
@@ -235,6 +238,23 @@ bool AttendStep::IsExact(const SequenceView& view, int64_t row) const {
   return true;
 }
 
+size_t AttendStep::AddExactGroups(const SequenceView& view, int64_t last_end) {
+  const size_t first_group = ws_.rows.AddGroup(kExactPieceTokens);
+  for (int head = 1; head < model_.num_kv_heads; ++head) ws_.rows.AddGroup(kExactPieceTokens);
+  const auto list = [&](int64_t head, int /*worker*/) {
+    RowGroup& rows = ws_.rows.group(first_group + head);
+    AddRows(view, static_cast<int>(head), last_end, /*leave_out_zones=*/false, rows);
+    rows.End();
+  };
+  if (last_end >= kListedTogether) {
+    executor_.ParallelFor(model_.num_kv_heads, list);
+  } else {
+    for (int head = 0; head < model_.num_kv_heads; ++head) list(head, 0);
+  }
+  ws_.rows.EndGroups();
+  return first_group;
+}
+
 void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64_t num_rows) {
   const int64_t first_visible_end = static_cast<int64_t>(ws_.visible_ends.size());
   for (int64_t row = first_row; row < first_row + num_rows; ++row) {
@@ -243,12 +263,11 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
   const int64_t last_end = view.VisibleEnd(first_row + num_rows - 1);
   const bool masked = view.causal && (num_rows > 1 || last_end < view.contents.length);
   const int64_t block_rows = std::max<int64_t>(1, kQueryBlock / group_);
+  const size_t first_group = AddExactGroups(view, last_end);
   for (int head = 0; head < model_.num_kv_heads; ++head) {
-    RowGroup& rows_of_head = ws_.rows.group(ws_.rows.AddGroup(kExactPieceTokens));
-    AddRows(view, head, last_end, /*leave_out_zones=*/false, rows_of_head);
-    rows_of_head.End();
-    const size_t first_piece = ws_.rows.num_pieces();
-    ws_.rows.EndGroups();
+    const size_t group = first_group + head;
+    const size_t first_piece = ws_.rows.first_piece(group);
+    const size_t end_piece = first_piece + ws_.rows.group(group).pieces().size();
     for (int64_t row = first_row; row < first_row + num_rows; row += block_rows) {
       const int64_t rows = std::min(block_rows, first_row + num_rows - row);
       const int64_t block_end = view.VisibleEnd(row + rows - 1);
@@ -257,7 +276,7 @@ void AttendStep::AddExactRows(const SequenceView& view, int64_t first_row, int64
       part.num_queries = static_cast<int>(rows * group_);
       if (masked) part.first_visible_end = first_visible_end + (row - first_row) * group_;
       const size_t first_part = ws_.exact_parts.size();
-      for (part.piece = first_piece; part.piece < ws_.rows.num_pieces(); ++part.piece) {
+      for (part.piece = first_piece; part.piece < end_piece; ++part.piece) {
         const bool sees_none = ws_.rows.piece(part.piece).position_begin >= block_end;
         if (sees_none && part.piece > first_piece) continue;
         ws_.exact_parts.push_back(part);

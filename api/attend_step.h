@@ -247,6 +247,8 @@ class AttendStep {
   void StorePerHead(const std::vector<float>& states, float scale, const PerHeadView& to) const;
   bool IsExact(const SequenceView& view, int64_t row) const;
 
+  // Lists what rows that end before last_end see, for each kv head; returns the first one's group.
+  size_t AddExactGroups(const SequenceView& view, int64_t last_end);
   // Exact rows of a sequence: [first_row, first_row + num_rows).
   void AddExactRows(const SequenceView& view, int64_t first_row, int64_t num_rows);
   absl::Status FlushExact();

@@ -31,11 +31,10 @@ struct WeightedMeans {
   PerQuery weights;
 };
 
-// How a vector of elements and another one of the same row are unpacked together: where they stand
-// in the row, and the numbers without scale and offset.
+// How two vectors of elements of a row are unpacked together, without scale and offset: those from
+// i on, and those Second() elements behind them. The next two begin at i + Step().
 template <StatisticsFormat kFormat>
 struct Unpacked {
-  // Elements i of the row, and how many elements lie between those of the two vectors.
   template <class D>
   static HWY_INLINE int Second(D d, int dim) {
     return kFormat == StatisticsFormat::kInt4 ? dim / 2 : static_cast<int>(hn::Lanes(d));
@@ -156,8 +155,7 @@ HWY_INLINE void AddMeans(const StatisticsRows& means, StatisticsFormat format, i
                          const std::vector<uint32_t>& list, const BatchedWeights& weights,
                          int first_query, int num_queries, float* sums) {
   static_assert(kMax % 4 == 0);
-  // Whole vectors of any length, of weights and of scales.
-  alignas(64) float of_tile[(kMax + 3) * kMeansTile];
+  alignas(64) float of_tile[kMax * kMeansTile];
   alignas(64) float scales[kMeansTile];
   WeightedMeans tile;
   tile.weights = {of_tile, kMeansTile};

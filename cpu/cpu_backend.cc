@@ -98,6 +98,7 @@ class CpuBackend final : public Backend {
     return RunTasks(tasks, cpu::ChooseTokens);
   }
   absl::Status AttendRows(absl::Span<const AttendRowsTask> tasks) override {
+    // One worker knows which task comes next.
     if (executor_->num_workers() == 1) {
       executor_->ParallelFor(1, [&](int64_t, int) { cpu::AttendInTurn(tasks); });
       return absl::OkStatus();

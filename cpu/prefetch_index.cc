@@ -4,8 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/targets.h"
-#include "hwy/base.h"
+#include "cpu/prefetch.h"
 #include "storage/cluster_index.h"
 
 namespace wavekv::cpu {
@@ -14,13 +13,11 @@ namespace {
 // Machines find out by themselves that what follows is read in order.
 constexpr int64_t kMost = 4096;
 
-// Inlined, or the compiler takes calls for idle and leaves them out.
+// Inlined, as all in cpu/prefetch.h.
 template <typename T>
 HWY_INLINE void Prefetch(const T* first, int64_t count) {
-  const auto* const at = reinterpret_cast<const std::byte*>(first);
-  const int64_t bytes = std::min(count * static_cast<int64_t>(sizeof(T)), kMost);
-  const auto into_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % 64);
-  for (int64_t i = -into_line; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+  PrefetchBytes(reinterpret_cast<const std::byte*>(first),
+                std::min(count * static_cast<int64_t>(sizeof(T)), kMost));
 }
 
 HWY_INLINE void PrefetchRows(const StatisticsRows& rows, int64_t count) {
@@ -41,14 +38,9 @@ void PrefetchFor(const ScoreClustersTask& task) {
 }
 
 void PrefetchFor(const ScoreTokensTask& task) {
-  const ClusterIndex& index = *task.index;
-  // Of the others it asks for itself.
-  constexpr int64_t kFirst = 16;
-  for (int64_t i = 0; i < std::min(kFirst, task.num_clusters); ++i) {
-    const int64_t cluster = task.clusters[i];
-    const int64_t token = index.offsets[cluster], count = index.cluster_size(cluster);
-    Prefetch(index.codes + token * index.code_words(), count * index.code_words());
-    Prefetch(index.code_factors + token, count);
+  // For the others it asks itself.
+  for (int64_t i = 0; i < std::min(kCodesAhead, task.num_clusters); ++i) {
+    PrefetchCodes(*task.index, task.clusters[i]);
   }
 }
 

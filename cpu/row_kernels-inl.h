@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/prefetch.h"
 #include "hwy/highway.h"
 #include "wavekv/types.h"
 
@@ -199,13 +200,6 @@ struct PerQuery {
     return {data + query * stride + row, stride};
   }
 };
-
-// Asks for bytes to be brought into the second-level cache: the first level's miss buffers are too
-// few to cover DRAM latency at full bandwidth.
-HWY_INLINE void PrefetchBytes(const std::byte* from, int64_t bytes) {
-  const auto into_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(from) % 64);
-  for (int64_t i = -into_line; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
 
 // Asks for rows evenly over the steps of the work that goes on meanwhile: requests for many at once
 // would wait for each other, and the work with them.

@@ -37,7 +37,6 @@ constexpr int kVectors = 4;          // of fp32, that hold one number a token
 constexpr int kLanes = kTile / kVectors;
 constexpr int kQueries = 8;      // that share a pass over the codes
 constexpr int kChunkBytes = 16;  // of a plane of a code, looked up at once
-constexpr int64_t kAhead = 16;   // clusters whose codes are asked for before they are needed
 constexpr int kGroupsMax = kHeadDimMax / 4;
 constexpr float kExponentMax = 80.0f;
 constexpr float kVarianceMax = 1e36f;
@@ -146,18 +145,6 @@ class LoadedQueries {
   std::vector<float> rows_;
   Query queries_[kQueries];
 };
-
-// Asks for a cluster's codes and factors. Clusters lie apart, and to wait for each of them takes
-// longer than to look all of its tokens up. Inlined, or the compiler takes calls for idle and
-// leaves them out.
-HWY_INLINE void PrefetchCodes(const ClusterIndex& index, int64_t cluster) {
-  const int64_t token = index.offsets[cluster], count = index.cluster_size(cluster);
-  const auto words = static_cast<int64_t>(index.code_words());
-  PrefetchBytes(reinterpret_cast<const std::byte*>(index.codes + token * words),
-                count * words * static_cast<int64_t>(sizeof(uint64_t)));
-  PrefetchBytes(reinterpret_cast<const std::byte*>(index.code_factors + token),
-                count * static_cast<int64_t>(sizeof(uint16_t)));
-}
 
 // Some tokens, of one cluster or several. Arrays have room for the vector that a store may begin
 // at the tile's last token.
@@ -365,11 +352,11 @@ void ScoreTokensOf(const ScoreTokensTask& task) {
       at += tile.count;
       tile.count = 0;
     };
-    for (int64_t i = 0; i < std::min(kAhead, task.num_clusters); ++i) {
+    for (int64_t i = 0; i < std::min(kCodesAhead, task.num_clusters); ++i) {
       PrefetchCodes(index, task.clusters[i]);
     }
     for (int64_t i = 0; i < task.num_clusters; ++i) {
-      if (i + kAhead < task.num_clusters) PrefetchCodes(index, task.clusters[i + kAhead]);
+      if (i + kCodesAhead < task.num_clusters) PrefetchCodes(index, task.clusters[i + kCodesAhead]);
       const int64_t cluster = task.clusters[i];
       const int64_t end = index.offsets[cluster + 1];
       for (int64_t token = index.offsets[cluster]; token < end;) {

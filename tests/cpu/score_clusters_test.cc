@@ -4,10 +4,12 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "tests/cpu/backend_fixture.h"
 #include "tests/cpu/random_index.h"
+#include "wavekv/instruction_sets.h"
 
 namespace wavekv::testing {
 namespace {
@@ -118,6 +120,33 @@ TEST_F(ScoreClustersTest, AnyNumberOfQueriesSharesTheCentroids) {
   WAVEKV_TRACE_SEED(random);
   for (int num_queries : kQueryCounts)
     ExpectRight(random, 64, StatisticsFormat::kInt8, 19, num_queries);
+}
+
+// Integers are multiplied exactly, and what follows takes the same vectors.
+TEST_F(ScoreClustersTest, ProductsOfBytesGiveTheSameScoresToTheBit) {
+  Random random(53);
+  WAVEKV_TRACE_SEED(random);
+  for (const StatisticsFormat statistics : {StatisticsFormat::kInt4, StatisticsFormat::kInt8}) {
+    for (const int dim : kHeadDims) {
+      const int64_t num_clusters = 77;
+      const RandomIndex random_index(random, {dim, 8, DType::kBFloat16}, statistics, num_clusters);
+      const std::vector<float> queries = random.Gaussians(5 * dim, 0.3f);
+      std::vector<std::vector<float>> all;
+      for (const std::string& name : InstructionSets()) {
+        if (name.rfind("avx512", 0) != 0) continue;
+        ASSERT_TRUE(SetInstructionSet(name).ok());
+        std::vector<float>& masses = all.emplace_back(Poison(5 * num_clusters));
+        const ScoreClustersTask task = {.queries = queries.data(),
+                                        .num_queries = 5,
+                                        .index = &random_index.index(),
+                                        .log_masses = masses.data(),
+                                        .stride = num_clusters};
+        ASSERT_TRUE(backend().ScoreClusters({&task, 1}).ok());
+      }
+      ASSERT_TRUE(SetInstructionSet("").ok());
+      for (const std::vector<float>& masses : all) ASSERT_EQ(masses, all.front()) << dim;
+    }
+  }
 }
 
 TEST_F(ScoreClustersTest, SuperClustersAreScoredLikeClusters) {

@@ -95,6 +95,17 @@ struct SketchPart {
   size_t num_values = 0;
 };
 
+// Of a part of the sketch zone, those clusters of which tokens are chosen.
+struct ChosenClusters {
+  struct Cluster {
+    uint32_t cluster = 0;
+    uint32_t first = 0;  // its first token's number in the part
+  };
+  TokenBits tokens;  // of the part
+  std::vector<Cluster> clusters;
+  size_t num_clusters = 0;
+};
+
 // Some queries of one kv head over one piece of its rows.
 struct ExactPart {
   int64_t first_state = 0;  // of the queries
@@ -274,34 +285,11 @@ class AttendStep {
   // And in the estimation zone.
   int64_t AnsweredTokens(const ZoneUnit& unit) const;
   void AddSketch(ZoneUnit& unit);
-  // Visits the clusters of a part of the unit, whose tokens start at `first_item` of `chosen`, that
-  // have chosen tokens. A cluster of which more than half was chosen is one run of bytes, and its
-  // few others would be answered by what is left of a rounded mean: the others are chosen too.
-  template <typename Visit>  // void(uint32_t cluster, int64_t first_item)
-  void ForEachChosenCluster(ZoneUnit& unit, const SketchPart& part, const ClusterIndex& index,
-                            int64_t first_item, const Visit& visit) {
-    const uint32_t* const clusters = ws_.sketch_clusters.data() + part.first_cluster;
-    for (int64_t i = 0; i < part.num_clusters; ++i) {
-      const int64_t size = index.cluster_size(clusters[i]);
-      const int64_t num_chosen = NumChosen(first_item, size);
-      if (2 * num_chosen > size) {
-        std::fill_n(ws_.chosen.data() + first_item, size, uint8_t{1});
-        unit.num_chosen += size - num_chosen;
-      }
-      if (num_chosen > 0) visit(clusters[i], first_item);
-      first_item += size;
-    }
-  }
-  // Of `size` tokens from `first_item` on.
-  int64_t NumChosen(int64_t first_item, int64_t size) const {
-    constexpr int64_t kBits = 64;
-    int64_t count = 0;
-    for (int64_t i = 0; i < size; i += kBits) {
-      count +=
-          std::popcount(ChosenBits(ws_.chosen.data(), first_item + i, std::min(kBits, size - i)));
-    }
-    return count;
-  }
+  // The clusters of a part of the unit that have chosen tokens. One of which more than half was
+  // chosen is one run of bytes, and its few others would be answered by what is left of a rounded
+  // mean: the others are chosen too.
+  void ListChosen(ZoneUnit& unit, const SketchPart& part, const ClusterIndex& index,
+                  ChosenClusters& chosen);
   absl::Status RankTokens();
   MassEstimate mass() const {
     return options_.zones == Zones::kPaper ? MassEstimate::kLowerBound : options_.mass;

@@ -139,14 +139,44 @@ void AttendStep::AddGroups(PieceGroup ZoneUnit::*group,
 }
 
 void AttendStep::AddChosenRanges(ZoneUnit& unit, RowGroup& rows) {
+  // Grows to the largest part that the thread has seen.
+  thread_local ChosenClusters chosen;
   for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
     SketchPart& part = ws_.sketch_parts[i];
     part.first_value = rows.num_values();
-    ForEachChosenCluster(unit, part, *ws_.indexes[i], unit.first_sketch_token + part.first_token,
-                         [&](uint32_t cluster, int64_t first_item) {
-                           rows.AddChosen(*ws_.heads[i], cluster, ws_.chosen.data(), first_item);
-                         });
+    ListChosen(unit, part, *ws_.indexes[i], chosen);
+    const int64_t first_item = unit.first_sketch_token + part.first_token;
+    for (size_t c = 0; c < chosen.num_clusters; ++c) {
+      const auto [cluster, first] = chosen.clusters[c];
+      rows.AddChosen(*ws_.heads[i], cluster, chosen.tokens, first, first_item + first);
+    }
     part.num_values = rows.num_values() - part.first_value;
+  }
+}
+
+void AttendStep::ListChosen(ZoneUnit& unit, const SketchPart& part, const ClusterIndex& index,
+                            ChosenClusters& chosen) {
+  uint8_t* const bytes = ws_.chosen.data() + unit.first_sketch_token + part.first_token;
+  chosen.tokens.Load(bytes, part.num_tokens);
+  chosen.clusters.resize(std::max<size_t>(chosen.clusters.size(), part.num_clusters + 1));
+  // Without a branch, which would be hard to foretell: every other cluster has some.
+  size_t count = 0;
+  const uint32_t* const clusters = ws_.sketch_clusters.data() + part.first_cluster;
+  for (int64_t i = 0, first = 0; i < part.num_clusters; ++i) {
+    const int64_t size = index.cluster_size(clusters[i]);
+    chosen.clusters[count] = {clusters[i], static_cast<uint32_t>(first)};
+    count += chosen.tokens.Intersects(first, size) ? 1 : 0;
+    first += size;
+  }
+  chosen.num_clusters = count;
+  for (size_t c = 0; c < count; ++c) {
+    const auto [cluster, first] = chosen.clusters[c];
+    const int64_t size = index.cluster_size(cluster);
+    const int64_t num_chosen = chosen.tokens.Count(first, size);
+    if (2 * num_chosen <= size || num_chosen == size) continue;
+    std::fill_n(bytes + first, size, uint8_t{1});
+    chosen.tokens.Insert(first, size);
+    unit.num_chosen += size - num_chosen;
   }
 }
 

@@ -61,10 +61,10 @@ RetrievedTokens AttendStep::RetrievedBy(ZoneUnit& unit) {
   std::vector<int64_t> first_tokens;
   if (options_.zones == Zones::kSketch) {
     int64_t token = unit.first_sketch_token;
+    ChosenClusters chosen;
     for (int64_t i = unit.first_index; i < unit.first_index + unit.num_indexes; ++i) {
       const SketchPart& part = ws_.sketch_parts[i];
-      ForEachChosenCluster(unit, part, *ws_.indexes[i], unit.first_sketch_token + part.first_token,
-                           [](uint32_t, int64_t) {});
+      ListChosen(unit, part, *ws_.indexes[i], chosen);
     }
     for (int64_t i = 0; i < unit.num_clusters; ++i) {
       first_tokens.push_back(token);

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "buffer/tiered_rows.h"
-#include "compute/choose_tokens.h"
 
 namespace wavekv {
 namespace {
@@ -37,8 +36,12 @@ void RowGroup::EndPiece() {
 
 void RowGroup::Add(const KvRange& range) {
   ranges_.push_back(range);
-  open_.num_tokens += range.num_tokens;
-  open_.position_begin = std::min(open_.position_begin, range.position_begin);
+  CountRange(range.num_tokens, range.position_begin);
+}
+
+void RowGroup::CountRange(int64_t num_tokens, int64_t position_begin) {
+  open_.num_tokens += num_tokens;
+  open_.position_begin = std::min(open_.position_begin, position_begin);
   if (open_.num_tokens >= piece_tokens_) EndPiece();
 }
 
@@ -53,14 +56,12 @@ void RowGroup::Add(const ClusterRun& run) {
   Add(range);
 }
 
-void RowGroup::AddChosen(const SealedHead& head, int64_t cluster, const uint8_t* chosen,
-                         int64_t item) {
+void RowGroup::AddChosen(const SealedHead& head, int64_t cluster, const TokenBits& chosen,
+                         int64_t first_bit, int64_t item) {
   const ClusterIndex& index = head.index;
   const KvRange whole = index.cluster_range(cluster);
   const int64_t key_bytes = index.key_row_bytes(), value_bytes = index.value_row_bytes();
-  constexpr int64_t kBits = 64;
-  for (int64_t first = 0; first < whole.num_tokens; first += kBits) {
-    uint64_t bits = ChosenBits(chosen, item + first, std::min(kBits, whole.num_tokens - first));
+  chosen.ForEachWord(first_bit, whole.num_tokens, [&](int64_t first, uint64_t bits) {
     while (bits != 0) {
       const int64_t begin = first + std::countr_zero(bits);
       const int64_t count = std::countr_one(bits >> (begin - first));
@@ -71,10 +72,12 @@ void RowGroup::AddChosen(const SealedHead& head, int64_t cluster, const uint8_t*
       }
       const std::byte* const values = whole.values + begin * value_bytes;
       for (int64_t i = 0; i < count; ++i) value_rows_.push_back(values + i * value_bytes);
-      Add({whole.keys + begin * key_bytes, values, count, whole.position_begin,
-           whole.positions + begin});
+      // In place: a range that is put together elsewhere is waited for where it is copied.
+      ranges_.emplace_back(whole.keys + begin * key_bytes, values, count, whole.position_begin,
+                           whole.positions + begin);
+      CountRange(count, whole.position_begin);
     }
-  }
+  });
 }
 
 void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {
@@ -97,9 +100,7 @@ void RowGroup::AddTieredRun(const ClusterRun& run, bool with_values) {
   }
   runs_.back().end_range = ranges_.size();
   if (with_values) value_rows_.resize(value_rows_.size() + run.num_tokens);
-  open_.num_tokens += run.num_tokens;
-  open_.position_begin = std::min(open_.position_begin, index.position_begin);
-  if (open_.num_tokens >= piece_tokens_) EndPiece();
+  CountRange(run.num_tokens, index.position_begin);
 }
 
 void RowGroup::End() {

@@ -12,6 +12,7 @@
 #include "api/step_view.h"
 #include "buffer/block_fetch.h"
 #include "buffer/tiered_rows.h"
+#include "compute/token_bits.h"
 #include "storage/kv_range.h"
 #include "storage/segment.h"
 
@@ -54,9 +55,10 @@ class RowGroup {
   // A piece ends with the run that brings it to its size.
   void Add(const KvRange& range);
   void Add(const ClusterRun& run);
-  // The cluster's tokens of which chosen[item], chosen[item + 1] and so on are 1: each run of
-  // neighbours, with the address of each value row in value_rows().
-  void AddChosen(const SealedHead& head, int64_t cluster, const uint8_t* chosen, int64_t item);
+  // The cluster's tokens that are in the set, where its first has number `first_bit`: each run of
+  // neighbours, with the address of each value row in value_rows(). `item` names its first token.
+  void AddChosen(const SealedHead& head, int64_t cluster, const TokenBits& chosen,
+                 int64_t first_bit, int64_t item);
   // After the last one: at least one piece, which may be empty.
   void End();
 
@@ -109,6 +111,8 @@ class RowGroup {
 
   void Begin(BlockFetch* fetch, size_t number, int64_t piece_tokens);
   void AddTieredRun(const ClusterRun& run, bool with_values);
+  // Adds what a range, or several, have to the open piece, and ends it where it is full.
+  void CountRange(int64_t num_tokens, int64_t position_begin);
   void EndPiece();
   void LookUp();
   void ListValues(const std::byte* values, int64_t count, const BlockShape& shape, size_t first);

@@ -28,24 +28,13 @@ void ForEachOther(const uint8_t* bytes, int64_t count, uint8_t common, const Vis
   }
 }
 
-// How many of the bytes are 1; the others are 0.
-int64_t CountOnes(const uint8_t* bytes, int64_t count) {
-  int64_t sum = 0, i = 0;
-  for (; i + 8 <= count; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes + i, sizeof(word));
-    sum += std::popcount(word);
-  }
-  for (; i < count; ++i) sum += bytes[i];
-  return sum;
-}
-
 }  // namespace
 
 void EstimateParts::Load(const EstimateClustersTask& task) {
   const ClusterIndex& index = *task.index;
   ListParts(task);
-  num_taken = num_tokens == 0 ? 0 : CountOnes(task.chosen, num_tokens);
+  chosen.Load(task.chosen, num_tokens);
+  num_taken = chosen.Count(0, num_tokens);
   ListMeans(index);
 
   const int64_t num_batches = (task.num_queries + kBatch - 1) / kBatch;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "compute/estimate_clusters.h"
+#include "compute/token_bits.h"
 
 namespace wavekv::cpu {
 
@@ -46,7 +47,8 @@ struct EstimateParts {
   void Load(const EstimateClustersTask& task);
 
   int64_t num_tokens = 0;  // of the sketch zone
-  int64_t num_taken = 0;   // of those, chosen: they are taken out of their cluster's mean
+  TokenBits chosen;        // of those
+  int64_t num_taken = 0;   // so many: they are taken out of their cluster's mean
   std::vector<Part> parts;
   std::vector<Super> all_supers;
   // 1 for clusters that are answered as a whole, else 0.

@@ -11,7 +11,6 @@
 #include <bit>
 #include <cstdint>
 
-#include "compute/choose_tokens.h"
 #include "compute/score_tokens.h"
 #include "cpu/estimate_masses-inl.h"
 #include "cpu/estimate_parts.h"
@@ -172,7 +171,7 @@ class BatchWeights {
   // The masses of a cluster's tokens that were not chosen, with their error terms; each of the
   // others' is stored where its weight will stand.
   HWY_INLINE Numbers LeftMass(const EstimateParts::Part& part, int64_t* num_taken) {
-    constexpr int64_t kChunk = 64;
+    constexpr int64_t kChunk = TokenBits::kBits;
     const Full d;
     constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(Full()));
     const V variance =
@@ -183,7 +182,7 @@ class BatchWeights {
     for (int64_t begin = 0; begin < part.size; begin += kChunk) {
       const int64_t count = std::min(kChunk, part.size - begin);
       const int64_t token = part.first_token + begin;
-      uint64_t chosen = ChosenBits(task_.chosen, token, count);
+      uint64_t chosen = parts_.chosen.Get(token, count);
       const uint64_t left = ~chosen & (~uint64_t{0} >> (kChunk - count));
       alignas(64) float masses[kBatch][kChunk];
       for (int64_t t = 0; t < count; t += kLanes) {

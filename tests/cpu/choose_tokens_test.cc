@@ -65,21 +65,6 @@ TEST_F(ChooseTokensTest, GreatSharesMayStandWhereNobodyLooks) {
   }
 }
 
-TEST(ChosenBitsTest, HasABitForEachToken) {
-  Random random(103);
-  WAVEKV_TRACE_SEED(random);
-  for (int trial = 0; trial < 2000; ++trial) {
-    // No larger than what may be read.
-    const int64_t first = random.Integer(0, 20), count = random.Integer(0, 64);
-    std::vector<uint8_t> chosen(first + count);
-    for (uint8_t& token : chosen) token = static_cast<uint8_t>(random.Integer(0, 1));
-    const uint64_t bits = ChosenBits(chosen.data(), first, count);
-    for (int64_t i = 0; i < 64; ++i) {
-      ASSERT_EQ(bits >> i & 1, i < count ? chosen[first + i] : 0) << first << " " << count;
-    }
-  }
-}
-
 TEST_F(ChooseTokensTest, EqualTokensAreChosenInOrder) {
   for (const float share : {0.0f, 1e-40f, 0.25f}) {
     for (const int64_t budget : {0, 1, 20, 49, 50}) {

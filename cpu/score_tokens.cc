@@ -183,33 +183,33 @@ struct Tile {
   }
 };
 
-// Where a token's bytes stand among those of its tile, so that sums leave the lanes of 16 bits in
-// the order of tokens: those of even bytes first.
-struct Places {
-  constexpr Places() {
-    for (int t = 0; t < kTile; ++t) {
-      const int row = 2 * (t % 8) + t / (kTile / 2), block = t % (kTile / 2) / 8;
-      offsets[t] = static_cast<uint16_t>(row * kTile + block * 16);
-    }
+// kBytes of the codes of every eighth token, each in a block of sixteen bytes.
+template <int kBytes, class D>
+HWY_INLINE hn::Vec<D> LoadBlocks(D d, const std::byte* const* codes, int64_t first_byte) {
+  const hn::Half<D> half;
+  if constexpr (hn::MaxLanes(D()) > 16) {
+    constexpr int kApart = 8 * static_cast<int>(hn::MaxLanes(D())) / 32;
+    return hn::Combine(d, LoadBlocks<kBytes>(half, codes + kApart, first_byte),
+                       LoadBlocks<kBytes>(half, codes, first_byte));
+  } else {
+    const auto* from = reinterpret_cast<const uint8_t*>(codes[0] + first_byte);
+    if constexpr (kBytes == 16) return hn::LoadU(d, from);
+    return hn::ZeroExtendVector(d, hn::LoadU(half, from));
   }
-  uint16_t offsets[kTile] = {};
-};
-constexpr Places kPlaces;
+}
 
-// `columns`: byte b of a chunk of all codes of the tile, for every b of the chunk.
-template <size_t kBytes>
+// `columns`: byte b of a chunk of all codes of the tile, for every b of the chunk. The lanes of 16
+// bits are in the order of tokens, those of even bytes first.
+template <int kBytes>
 HWY_INLINE void TransposeChunk(const Tile& tile, int64_t first_byte,
                                hn::Vec<Bytes> (&columns)[kChunkBytes]) {
   const Bytes d;
-  alignas(64) uint8_t rows[16 * kTile];
-  if (kBytes < kChunkBytes) std::memset(rows, 0, sizeof(rows));
-  for (int t = 0; t < kTile; ++t) {
-    std::memcpy(rows + kPlaces.offsets[t], tile.codes[t] + first_byte, kBytes);
-  }
   // Each round halves the distance of a byte's row from its column.
   hn::Vec<Bytes> other[16];
   HWY_UNROLL(16)
-  for (int i = 0; i < 16; ++i) columns[i] = hn::Load(d, rows + i * kTile);
+  for (int i = 0; i < 16; ++i) {
+    columns[i] = LoadBlocks<kBytes>(d, tile.codes + i % 2 * (kTile / 2) + i / 2, first_byte);
+  }
   const auto shuffle = [&](const hn::Vec<Bytes>* from, hn::Vec<Bytes>* to) HWY_ATTR {
     HWY_UNROLL(8)
     for (int i = 0; i < 8; ++i) {

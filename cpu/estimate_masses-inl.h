@@ -98,36 +98,39 @@ inline float GreatestCounted(const float* logs, const float* counts, int64_t cou
   return hn::GetLane(hn::MaxOfLanes(d, greatest));
 }
 
-// And of those that were not chosen.
-inline float GreatestLeft(const float* logits, const uint8_t* chosen, int64_t count) {
+// And for each query of those tokens that were not chosen.
+inline void GreatestLeft(const QueryBatch& batch, const TokenBits& chosen, int64_t count,
+                         float (&most)[QueryBatch::kBatch]) {
+  constexpr int kBatch = QueryBatch::kBatch;
   const Full d;
-  const hn::RebindToSigned<Full> di;
-  const hn::Rebind<uint8_t, Full> d8;
-  const auto n = static_cast<int64_t>(hn::Lanes(d));
-  V greatest = hn::Set(d, -std::numeric_limits<float>::infinity());
-  int64_t t = 0;
-  for (; t + n <= count; t += n) {
-    const auto is_chosen = hn::Ne(hn::PromoteTo(di, hn::LoadU(d8, chosen + t)), hn::Zero(di));
-    const V log = hn::LoadU(d, logits + t);
-    greatest = hn::IfThenElse(hn::RebindMask(d, is_chosen), greatest, hn::Max(greatest, log));
+  constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(Full()));
+  const V none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  V greatest[kBatch];
+  for (int q = 0; q < kBatch; ++q) greatest[q] = none;
+  for (int64_t t = 0; t < count; t += kLanes) {
+    const uint64_t bits = chosen.Get(t, std::min(kLanes, count - t));
+    const auto is_chosen = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&bits));
+    HWY_UNROLL(4)
+    for (int q = 0; q < kBatch; ++q) {
+      const V log = LoadSome(batch.logits[q], t, count, -std::numeric_limits<float>::infinity());
+      greatest[q] = hn::IfThenElse(is_chosen, greatest[q], hn::Max(greatest[q], log));
+    }
   }
-  float most = hn::GetLane(hn::MaxOfLanes(d, greatest));
-  for (; t < count; ++t) {
-    if (chosen[t] == 0) most = std::max(most, logits[t]);
+  for (int q = 0; q < kBatch; ++q) {
+    most[q] = std::max(most[q], hn::GetLane(hn::MaxOfLanes(d, greatest[q])));
   }
-  return most;
 }
 
 // What all masses of a batch are relative to.
 inline void FindOffsets(const EstimateClustersTask& task, const EstimateParts& parts,
                         QueryBatch& batch) {
+  float most[QueryBatch::kBatch];
   for (int q = 0; q < QueryBatch::kBatch; ++q) {
-    float most =
-        GreatestCounted(batch.log_masses[q], parts.answered.data(), task.index->num_clusters);
-    if (parts.num_tokens > 0) {
-      most = std::max(most, GreatestLeft(batch.logits[q], task.chosen, parts.num_tokens));
-    }
-    batch.offsets[q] = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;
+    most[q] = GreatestCounted(batch.log_masses[q], parts.answered.data(), task.index->num_clusters);
+  }
+  if (parts.num_tokens > 0) GreatestLeft(batch, parts.chosen, parts.num_tokens, most);
+  for (int q = 0; q < QueryBatch::kBatch; ++q) {
+    batch.offsets[q] = most[q] == -std::numeric_limits<float>::infinity() ? 0.0f : most[q];
   }
 }
 

@@ -53,14 +53,15 @@ void EstimateParts::ListParts(const EstimateClustersTask& task) {
   num_tokens = 0;
   ForEachOther(reinterpret_cast<const uint8_t*>(task.zones), index.num_clusters,
                static_cast<uint8_t>(Zone::kRemainder), [&](int64_t cluster) {
-                 Part part;
+                 // In place: a part that is put together elsewhere is waited for where it is
+                 // copied.
+                 Part& part = parts.emplace_back();
                  part.cluster = static_cast<uint32_t>(cluster);
                  part.zone = task.zones[cluster];
                  part.first_token = num_tokens;
                  part.size = index.cluster_size(cluster);
                  if (part.zone == Zone::kSketch) num_tokens += part.size;
                  if (part.zone != Zone::kEstimation) answered[cluster] = 0.0f;
-                 parts.push_back(part);
                });
 }
 

@@ -32,7 +32,7 @@ class BatchWeights {
 
   BatchWeights(const EstimateClustersTask& task, int first_query, EstimateParts& parts,
                QueryBatch& batch)
-      : task_(task), index_(*task.index), parts_(parts), batch_(batch), first_query_(first_query) {
+      : index_(*task.index), parts_(parts), batch_(batch), first_query_(first_query) {
     const int64_t number = first_query / kBatch;
     mean_weight_ = parts.cluster_weights.data() + number * parts.cluster_stride() * kBatch;
     super_weight_ = parts.super_weights.data() + number * parts.super_stride() * kBatch;
@@ -168,15 +168,23 @@ class BatchWeights {
     return hn::Sub(hn::Mul(per_token, size), deducted);
   }
 
-  // The masses of a cluster's tokens that were not chosen, with their error terms; each of the
-  // others' is stored where its weight will stand.
-  HWY_INLINE Numbers LeftMass(const EstimateParts::Part& part, int64_t* num_taken) {
+  // The masses of a cluster's tokens that were not chosen, with their error terms, and those of the
+  // others, of which each is stored where its weight will stand.
+  struct SketchMass {
+    Numbers left;
+    Numbers taken;
+    int64_t num_taken;
+  };
+  HWY_INLINE SketchMass AddTokens(const EstimateParts::Part& part) {
     constexpr int64_t kChunk = TokenBits::kBits;
     const Full d;
     constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(Full()));
     const V variance =
         hn::Set(d, kErrors ? std::min(TokenVariance(index_, part.cluster), kErrorVarianceMax) : 0);
     const uint16_t* const factors = index_.code_factors + index_.offsets[part.cluster];
+    const Tag d4;
+    Numbers taken = hn::Zero(d4);
+    int64_t num_taken = 0;
     V sums[kBatch];
     for (int q = 0; q < kBatch; ++q) sums[q] = hn::Zero(d);
     for (int64_t begin = 0; begin < part.size; begin += kChunk) {
@@ -184,7 +192,7 @@ class BatchWeights {
       const int64_t token = part.first_token + begin;
       uint64_t chosen = parts_.chosen.Get(token, count);
       const uint64_t left = ~chosen & (~uint64_t{0} >> (kChunk - count));
-      alignas(64) float masses[kBatch][kChunk];
+      alignas(64) float masses[kBatch][kChunk + kBatch];
       for (int64_t t = 0; t < count; t += kLanes) {
         const uint64_t left_here = left >> t;
         const auto is_left = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&left_here));
@@ -197,7 +205,7 @@ class BatchWeights {
         HWY_UNROLL(4)
         for (int q = 0; q < kBatch; ++q) {
           const V all = batch_.Mass(LoadSome(batch_.logits[q], token + t, parts_.num_tokens), q);
-          hn::Store(all, d, masses[q] + t);
+          hn::StoreU(all, d, masses[q] + t);
           // Masked before it is squared: what was chosen may be heavier by e^80.
           const V mass = hn::IfThenElseZero(is_left, all);
           sums[q] = hn::Add(sums[q], mass);
@@ -208,12 +216,23 @@ class BatchWeights {
           batch_.variances[q] = hn::MulAdd(hn::Mul(mass, mass), variance, batch_.variances[q]);
         }
       }
-      for (; chosen != 0; chosen &= chosen - 1, ++*num_taken) {
-        const int t = std::countr_zero(chosen);
-        for (int q = 0; q < kBatch; ++q) taken_weight_[*num_taken * kBatch + q] = masses[q][t];
+      for (; chosen != 0; chosen &= chosen - 1, ++num_taken) {
+        const Numbers mass = Column(masses, std::countr_zero(chosen));
+        hn::StoreU(mass, d4, taken_weight_ + num_taken * kBatch);
+        taken = hn::Add(taken, mass);
       }
     }
-    return SumsOfFour(d, sums);
+    return {SumsOfFour(d, sums), taken, num_taken};
+  }
+
+  // rows[0..3][t]. To write and read them one by one would wait for the writes.
+  template <int64_t kColumns>
+  static HWY_INLINE Numbers Column(const float (&rows)[kBatch][kColumns], int64_t t) {
+    const Tag d;
+    const auto of_two = [&](int q) HWY_ATTR {
+      return hn::InterleaveLower(d, hn::LoadU(d, rows[q] + t), hn::LoadU(d, rows[q + 1] + t));
+    };
+    return hn::ConcatLowerLower(d, of_two(2), of_two(0));
   }
 
   // The mean of what was not chosen: the whole without what was taken out of it. The mass of the
@@ -221,15 +240,13 @@ class BatchWeights {
   Numbers WeighSketch(uint32_t number) {
     const Tag d;
     const EstimateParts::Part& part = parts_.parts[number];
-    PrefetchFactors(number + kAhead);
-    int64_t num_taken = 0;
-    const Numbers mass = LeftMass(part, &num_taken);
+    // Factors lie apart, and are asked for some clusters ahead.
+    if (kErrors && number + kAhead < parts_.parts.size()) {
+      PrefetchFactors(index_, parts_.parts[number + kAhead].cluster);
+    }
+    const auto [mass, taken, num_taken] = AddTokens(part);
     float* const weights = taken_weight_;
     taken_weight_ += num_taken * kBatch;
-    Numbers taken = hn::Zero(d);
-    for (int64_t i = 0; i < num_taken; ++i) {
-      taken = hn::Add(taken, hn::LoadU(d, weights + i * kBatch));
-    }
     hn::StoreU(hn::Add(mass, taken), d, parts_.cluster_masses.data() + part.cluster * kBatch);
     const int64_t num_left = part.size - num_taken;
     if (num_left == 0) {
@@ -254,17 +271,8 @@ class BatchWeights {
     return hn::Mul(per_token, Number(part.size));
   }
 
-  // Factors lie apart, and are asked for some clusters ahead.
   static constexpr uint32_t kAhead = 16;
-  HWY_INLINE void PrefetchFactors(uint32_t number) const {
-    if (!kErrors || number >= parts_.parts.size()) return;
-    const EstimateParts::Part& part = parts_.parts[number];
-    const uint16_t* const factors = index_.code_factors + index_.offsets[part.cluster];
-    PrefetchBytes(reinterpret_cast<const std::byte*>(factors),
-                  part.size * static_cast<int64_t>(sizeof(uint16_t)));
-  }
 
-  const EstimateClustersTask& task_;
   const ClusterIndex& index_;
   EstimateParts& parts_;
   QueryBatch& batch_;

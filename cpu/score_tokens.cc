@@ -149,8 +149,15 @@ class LoadedQueries {
 // Some tokens, of one cluster or several. Arrays have room for the vector that a store may begin
 // at the tile's last token.
 struct Tile {
+  explicit Tile(const ClusterIndex& index)
+      : code_bytes(index.code_words() * static_cast<int64_t>(sizeof(uint64_t))) {
+    for (int i = 0; i < kLanes; ++i) code_steps[i] = i * code_bytes;
+  }
+
   int count = 0;
-  const std::byte* codes[kTile];
+  const int64_t code_bytes;
+  alignas(64) int64_t code_steps[kLanes];
+  const std::byte* codes[kTile + kLanes];
   alignas(64) float factors[kTile + kLanes];
   alignas(64) float variances[kTile + kLanes];
   alignas(64) float centroid_logits[kQueries][kTile + kLanes];
@@ -162,9 +169,11 @@ struct Tile {
            int64_t token, int added) {
     const ClusterIndex& index = *task.index;
     const Floats d;
-    const int64_t code_bytes = index.code_words() * static_cast<int64_t>(sizeof(uint64_t));
     const auto* code = reinterpret_cast<const std::byte*>(index.codes) + token * code_bytes;
-    for (int i = 0; i < added; ++i) codes[count + i] = code + i * code_bytes;
+    // As whole vectors: the end of a loop over tokens is hard to foretell.
+    for (int i = 0; i < added; i += kLanes) {
+      StoreAddresses(code + i * code_bytes, codes + count + i);
+    }
     // Reads whole vectors: behind the factors stand other sections.
     for (int i = 0; i < added; i += kLanes) {
       const auto* from = reinterpret_cast<const std::byte*>(index.code_factors + token + i);
@@ -180,6 +189,15 @@ struct Tile {
       fill(std::min(TokenVariance(index, cluster), kVarianceMax), variances);
     }
     count += added;
+  }
+
+ private:
+  void StoreAddresses(const std::byte* first, const std::byte** to) const {
+    const hn::ScalableTag<int64_t> d;
+    const auto base = hn::Set(d, static_cast<int64_t>(reinterpret_cast<uintptr_t>(first)));
+    for (int i = 0; i < kLanes; i += static_cast<int>(hn::Lanes(d))) {
+      hn::StoreU(hn::Add(base, hn::Load(d, code_steps + i)), d, reinterpret_cast<int64_t*>(to + i));
+    }
   }
 };
 
@@ -334,7 +352,7 @@ void FinishTile(const ScoreTokensTask& task, const Query* queries, int first_que
 void ScoreTokensOf(const ScoreTokensTask& task) {
   const ClusterIndex& index = *task.index;
   if (task.num_clusters == 0) return;
-  Tile tile;
+  Tile tile(index);
   // Grow to the largest index and queries that the thread has seen.
   thread_local LoadedQueries loaded;
   thread_local std::vector<float> of_clusters;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "absl/time/time.h"
@@ -104,7 +105,7 @@ absl::Status AttendStep::LoadQueries(const TensorView& queries) {
       ws_.convert_tasks.push_back(task);
     }
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.ConvertRows(ws_.convert_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend().ConvertRows(ws_.convert_tasks));
   const auto bad = std::find_if(ws_.finite.begin(), ws_.finite.end(),
                                 [](const AttendWorkspace::Flag& flag) { return !flag.value; });
   if (bad == ws_.finite.end()) return absl::OkStatus();
@@ -167,31 +168,25 @@ absl::Status AttendStep::FlushZoneRows(AttendStats* stats) {
 
 // Whether a worker takes one (row, kv head) from its queries to its output, and then the next: what
 // is computed on the way stays in the worker's cache. Otherwise workers share each stage of all of
-// them, which keeps all busy where rows are few or differ in length, and with tiers rows are read
-// while others are ranked.
+// them, which keeps all busy where rows are few, and with tiers rows are read while others are
+// ranked.
 bool AttendStep::SharesOutZoneRows() const {
-  if (has_tiers_ || ws_.zone_rows.empty()) return false;
-  const auto num_workers = static_cast<int64_t>(executor_.num_workers());
-  int64_t total = 0, longest = 0;
-  for (const ZoneRow& zone_row : ws_.zone_rows) {
-    const int64_t length = zone_row.view->VisibleEnd(zone_row.row);
-    total += length;
-    longest = std::max(longest, length);
-  }
-  const auto num_rows = static_cast<int64_t>(ws_.zone_rows.size());
-  const bool even = num_rows % num_workers == 0 && total == num_rows * longest;
-  return even || total >= 2 * num_workers * longest;
+  return !has_tiers_ && !ws_.zone_rows.empty() &&
+         static_cast<int64_t>(ws_.zone_rows.size()) >= executor_.num_workers();
 }
 
-AttendStep::AttendStep(const AttendStep& parent, AttendWorkspace& lane, StepObserver* observer)
+AttendStep::AttendStep(const AttendStep& parent, int lane)
     : model_(parent.model_),
       options_(parent.options_),
       machine_(parent.machine_),
       executor_(parent.machine_.own_thread),
       backend_(parent.machine_.own_thread_backend),
-      ws_(lane),
+      lanes_(parent.ws_.lanes.get()),
+      lane_(lane),
+      ws_(*parent.ws_.lane_workspaces[lane]),
       batch_(parent.batch_),
-      observer_(observer),
+      // Phases are those of one lane: they take place at the same time.
+      observer_(lane == 0 ? parent.observer_ : nullptr),
       layer_(parent.layer_),
       group_(parent.group_),
       kv_bytes_(parent.kv_bytes_),
@@ -204,18 +199,29 @@ AttendStep::AttendStep(const AttendStep& parent, AttendWorkspace& lane, StepObse
 }
 
 absl::Status AttendStep::AnswerInLanes(AttendStats* stats) {
-  while (ws_.lanes.size() < static_cast<size_t>(executor_.num_workers())) {
-    ws_.lanes.push_back(std::make_unique<AttendWorkspace>());
+  if (ws_.lanes == nullptr) ws_.lanes = std::make_unique<Lanes>(executor_.num_workers());
+  while (ws_.lane_workspaces.size() < static_cast<size_t>(executor_.num_workers())) {
+    ws_.lane_workspaces.push_back(std::make_unique<AttendWorkspace>());
   }
-  // Of each row, so that sums do not depend on which worker answered it.
+  // Of each row, so that sums do not depend on which lane answered it.
   ws_.lane_stats.assign(ws_.zone_rows.size(), AttendStats());
   ws_.lane_statuses.assign(ws_.zone_rows.size(), absl::OkStatus());
-  executor_.ParallelFor(static_cast<int64_t>(ws_.zone_rows.size()), [&](int64_t i, int worker) {
-    // Phases are those of one worker: they take place at the same time.
-    AttendStep lane(*this, *ws_.lanes[worker], worker == 0 ? observer_ : nullptr);
-    lane.AddUnit(ws_.zone_rows[i]);
-    ws_.lane_statuses[i] = lane.FlushUnits(&ws_.lane_stats[i]);
+  // Long ones first: the short ones even out what they leave.
+  ws_.lane_order.resize(ws_.zone_rows.size());
+  std::iota(ws_.lane_order.begin(), ws_.lane_order.end(), 0);
+  const auto length = [&](int64_t i) {
+    return ws_.zone_rows[i].view->VisibleEnd(ws_.zone_rows[i].row);
+  };
+  std::sort(ws_.lane_order.begin(), ws_.lane_order.end(), [&](int64_t a, int64_t b) {
+    return std::pair(-length(a), a) < std::pair(-length(b), b);
   });
+  ws_.lanes->ForEach(executor_, static_cast<int64_t>(ws_.zone_rows.size()),
+                     [&](int64_t item, int number) {
+                       const int64_t i = ws_.lane_order[item];
+                       AttendStep lane(*this, number);
+                       lane.AddUnit(ws_.zone_rows[i]);
+                       ws_.lane_statuses[i] = lane.FlushUnits(&ws_.lane_stats[i]);
+                     });
   for (size_t i = 0; i < ws_.zone_rows.size(); ++i) {
     WAVEKV_RETURN_IF_ERROR(ws_.lane_statuses[i]);
     AddStats(ws_.lane_stats[i], stats);
@@ -320,7 +326,7 @@ absl::Status AttendStep::FlushExact() {
     }
     first = last;
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.MergeStates(ws_.merge_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend().MergeStates(ws_.merge_tasks));
   ClearExact();
   return absl::OkStatus();
 }
@@ -382,7 +388,7 @@ absl::Status AttendStep::AttendPiecesInWork() {
       ws_.attend_tasks.push_back(task);
     }
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.AttendRows(ws_.attend_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend().AttendRows(ws_.attend_tasks));
   for (const size_t piece : ws_.pieces_in_work) ws_.rows.Release(piece);
   return absl::OkStatus();
 }
@@ -479,7 +485,7 @@ absl::Status AttendStep::StoreOutputs(const MutableTensorView& output, const Per
       ws_.convert_tasks.push_back(task);
     }
   }
-  return backend_.ConvertRows(ws_.convert_tasks);
+  return backend().ConvertRows(ws_.convert_tasks);
 }
 
 }  // namespace wavekv

@@ -3,7 +3,6 @@
 #define WAVEKV_API_ATTEND_STEP_H_
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -13,12 +12,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "api/lanes.h"
 #include "api/scratch_vector.h"
 #include "api/step_observer.h"
 #include "api/step_rows.h"
 #include "api/step_view.h"
 #include "compute/backend.h"
 #include "compute/choose_tokens.h"
+#include "compute/token_bits.h"
 #include "wavekv/engine.h"  // RetrievedTokens
 #include "wavekv/executor.h"
 #include "wavekv/model_spec.h"
@@ -143,7 +144,9 @@ struct AttendWorkspace {
 
   std::vector<ZoneRow> zone_rows;
   // Of each worker that answers rows by zones on its own, with what the rows add to the stats.
-  std::vector<std::unique_ptr<AttendWorkspace>> lanes;
+  std::unique_ptr<Lanes> lanes;
+  std::vector<std::unique_ptr<AttendWorkspace>> lane_workspaces;
+  std::vector<int64_t> lane_order;  // of zone_rows
   std::vector<AttendStats> lane_stats;
   std::vector<absl::Status> lane_statuses;
 
@@ -251,6 +254,10 @@ class AttendStep {
                             const PerHeadView& error_estimate);
 
  private:
+  Backend& backend() const {
+    Backend* const helped = lanes_ == nullptr ? nullptr : lanes_->helped_backend(lane_);
+    return helped == nullptr ? backend_ : *helped;
+  }
   PhaseSpan Span(Phase phase) const { return PhaseSpan(observer_, phase, layer_, num_rows_); }
   int64_t FirstState(const SequenceView& view, int kv_head, int64_t row) const {
     return (view.first_row * model_.num_kv_heads + kv_head * view.num_rows + row) * group_;
@@ -265,8 +272,8 @@ class AttendStep {
   absl::Status FlushExact();
   void ClearExact();
 
-  // A worker's part of `parent`: rows of its batch, on the worker's thread alone.
-  AttendStep(const AttendStep& parent, AttendWorkspace& lane, StepObserver* observer);
+  // A lane's part of `parent`: rows of its batch, on the worker's thread and those that help.
+  AttendStep(const AttendStep& parent, int lane);
   // Answers zone_rows, and clears them.
   absl::Status FlushZoneRows(AttendStats* stats);
   bool SharesOutZoneRows() const;
@@ -339,6 +346,8 @@ class AttendStep {
   const StepMachine& machine_;
   Executor& executor_;
   Backend& backend_;
+  Lanes* const lanes_ = nullptr;  // of a lane: all of them
+  const int lane_ = 0;
   AttendWorkspace& ws_;
   StepBatch& batch_;
   StepObserver* const observer_;

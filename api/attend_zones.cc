@@ -246,7 +246,7 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
       cluster += task.index->num_clusters;
     }
   }
-  return backend_.EstimateClusters(ws_.estimate_tasks);
+  return backend().EstimateClusters(ws_.estimate_tasks);
 }
 
 void AttendStep::AddStates(int64_t first_part, int64_t num_parts) {
@@ -282,7 +282,7 @@ absl::Status AttendStep::MergeUnits() {
                                ws_.estimated_outputs.data() + u * group_ * model_.head_dim_v,
                                ws_.estimated_lses.data() + u * group_});
   }
-  return backend_.MergeStates(ws_.merge_tasks);
+  return backend().MergeStates(ws_.merge_tasks);
 }
 
 AttendStats AttendStep::AccountUnit(const ZoneUnit& unit) {

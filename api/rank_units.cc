@@ -140,8 +140,8 @@ absl::Status AttendStep::OpenSupers() {
     select.ranked = false;
     ws_.select_tasks.push_back(select);
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.ScoreSupers(ws_.score_supers_tasks));
-  return backend_.SelectClusters(ws_.select_tasks);
+  WAVEKV_RETURN_IF_ERROR(backend().ScoreSupers(ws_.score_supers_tasks));
+  return backend().SelectClusters(ws_.select_tasks);
 }
 
 absl::Status AttendStep::ScoreUnits() {
@@ -155,7 +155,7 @@ absl::Status AttendStep::ScoreUnits() {
          ws_.rotated_queries.data() + NumberOf(unit) * group_ * model_.head_dim_k, group_,
          model_.head_dim_k});
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.RotateRows(ws_.rotate_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend().RotateRows(ws_.rotate_tasks));
   if (!OpensAll()) WAVEKV_RETURN_IF_ERROR(OpenSupers());
 
   ws_.score_tasks.clear();
@@ -183,7 +183,7 @@ absl::Status AttendStep::ScoreUnits() {
       super += score.index->num_supers;
     }
   }
-  return backend_.ScoreClusters(ws_.score_tasks);
+  return backend().ScoreClusters(ws_.score_tasks);
 }
 
 // A first look at the outputs, for target_error: the steady zone exactly, all else by means of
@@ -212,7 +212,7 @@ absl::Status AttendStep::MeasureUnits() {
                                ws_.coarse_outputs.data() + u * group_ * model_.head_dim_v,
                                ws_.coarse_lses.data() + u * group_});
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.MergeStates(ws_.merge_tasks));
+  WAVEKV_RETURN_IF_ERROR(backend().MergeStates(ws_.merge_tasks));
 
   const auto squared_length = [](const float* row, int dim) {
     double squared = 0.0;
@@ -301,7 +301,7 @@ absl::Status AttendStep::SelectUnits(bool ranked) {
     if (options_.zones == Zones::kPaper) select.last_zone = Zone::kIgnored;
     ws_.select_tasks.push_back(select);
   }
-  return backend_.SelectClusters(ws_.select_tasks);
+  return backend().SelectClusters(ws_.select_tasks);
 }
 
 void AttendStep::AddSketch(ZoneUnit& unit) {
@@ -384,8 +384,8 @@ absl::Status AttendStep::RankTokens() {
     choose.num_chosen = &unit.num_chosen;
     ws_.choose_tokens_tasks.push_back(choose);
   }
-  WAVEKV_RETURN_IF_ERROR(backend_.ScoreTokens(ws_.score_tokens_tasks));
-  return backend_.ChooseTokens(ws_.choose_tokens_tasks);
+  WAVEKV_RETURN_IF_ERROR(backend().ScoreTokens(ws_.score_tokens_tasks));
+  return backend().ChooseTokens(ws_.choose_tokens_tasks);
 }
 
 }  // namespace wavekv

@@ -2,22 +2,22 @@
 
 #include <sys/mman.h>
 
-#include <cerrno>
 #include <cstring>
+#include <string>
+#include <utility>
 
 #include "fmt/format.h"
-#include "storage/prefault.h"
+#include "storage/host_pages.h"
 
 namespace wavekv {
 namespace {
 
 class HostMemory final : public ArenaMemory {
  public:
-  HostMemory(std::byte* data, int64_t bytes) : data_(data), bytes_(bytes) {}
-  ~HostMemory() override { munmap(data_, bytes_); }
+  explicit HostMemory(std::unique_ptr<HostPages> pages) : pages_(std::move(pages)) {}
 
-  std::byte* data() const override { return data_; }
-  int64_t bytes() const override { return bytes_; }
+  std::byte* data() const override { return pages_->data(); }
+  int64_t bytes() const override { return pages_->bytes(); }
   void Zero(std::byte* at, int64_t num_bytes) override { std::memset(at, 0, num_bytes); }
   void Copy(std::byte* to, const std::byte* from, int64_t num_bytes) override {
     std::memcpy(to, from, num_bytes);
@@ -44,7 +44,7 @@ class HostMemory final : public ArenaMemory {
   }
 
   bool ReleasePages() override {
-    madvise(data_, bytes_, MADV_DONTNEED);
+    madvise(data(), bytes(), MADV_DONTNEED);
     return false;
   }
   bool IsZero(const std::byte* at, int64_t num_bytes) const override {
@@ -52,24 +52,19 @@ class HostMemory final : public ArenaMemory {
   }
 
  private:
-  std::byte* const data_;
-  const int64_t bytes_;
+  const std::unique_ptr<HostPages> pages_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes, int prefault_threads) {
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        fmt::format("arena_bytes: cannot map {} bytes: {}", bytes, std::strerror(errno)));
+  absl::StatusOr<std::unique_ptr<HostPages>> pages =
+      HostPages::Map({.bytes = bytes, .prefault_threads = prefault_threads});
+  if (!pages.ok()) {
+    return absl::Status(pages.status().code(),
+                        fmt::format("arena_bytes: {}", std::string(pages.status().message())));
   }
-  // Random reads of cluster rows miss the TLB on small pages; where huge pages are off this is a
-  // no-op.
-  madvise(data, bytes, MADV_HUGEPAGE);
-  auto memory = std::make_unique<HostMemory>(static_cast<std::byte*>(data), bytes);
-  PrefaultPages(memory->data(), bytes, prefault_threads);
-  return memory;
+  return std::make_unique<HostMemory>(*std::move(pages));
 }
 
 }  // namespace wavekv

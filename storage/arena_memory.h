@@ -41,8 +41,8 @@ class ArenaMemory {
   virtual bool IsZero(const std::byte* at, int64_t num_bytes) const = 0;
 };
 
-// Pages mapped at once, and touched by `prefault_threads` (0: whoever uses them first).
-// RESOURCE_EXHAUSTED when the address space cannot be had.
+// HostPages, touched by `prefault_threads` (0: whoever uses them first). RESOURCE_EXHAUSTED when
+// the address space cannot be had, or less memory than is to be touched.
 absl::StatusOr<std::unique_ptr<ArenaMemory>> MapHostMemory(int64_t bytes, int prefault_threads);
 
 }  // namespace wavekv

@@ -24,6 +24,10 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
+// As many rows as have arrived when those before them are done: to ask for more at once only fills
+// the caches that they come to.
+constexpr int kTileRows = 32;
+
 // Logits of rows of any type, by products in fp32.
 template <DType kType>
 struct Products {
@@ -113,7 +117,7 @@ bool AttendWith(const AttendRowsTask& task, const NextRows& next_rows, LogitsOf&
   Scratch scratch;
   std::fill_n(scratch.sums, task.num_queries * dim_v, 0.0f);
 
-  RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr);
+  RowTiles rows(task.ranges, task.shape, /*with_positions=*/task.visible_end != nullptr, kTileRows);
   RowTile* tile = &scratch.tiles[0];
   RowTile* next = &scratch.tiles[1];
   bool more = rows.Next(tile), asks_next = false;
@@ -122,7 +126,8 @@ bool AttendWith(const AttendRowsTask& task, const NextRows& next_rows, LogitsOf&
   for (; more; std::swap(tile, next)) {
     more = rows.Next(next);
     if (!more && next_rows.task != nullptr) {
-      asks_next = RowTiles(next_rows.task->ranges, task.shape, /*with_positions=*/false).Next(next);
+      asks_next = RowTiles(next_rows.task->ranges, task.shape, /*with_positions=*/false, kTileRows)
+                      .Next(next);
     }
     AttendTile<kType>(task, products, *tile, more || asks_next ? *next : *tile, scratch);
   }

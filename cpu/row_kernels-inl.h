@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/prefetch.h"
 #include "hwy/highway.h"
@@ -288,11 +289,27 @@ HWY_INLINE void StoreLogits(D d, const V (*sums)[4], PerQuery logits) {
   }
 }
 
+// Asks for columns [i, i + 2 vectors) of four rows, or for nothing if `rows` is nullptr: spread
+// over the work on four other rows, as requests for all at once would wait for each other.
+template <DType kType, class D>
+HWY_INLINE void PrefetchColumns(D d, const std::byte* const* rows, int i, int dim) {
+  constexpr int64_t kLine = 64;
+  const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(d)) * DTypeBytes(kType);
+  const int64_t begin = i * DTypeBytes(kType), row_bytes = dim * DTypeBytes(kType);
+  if (rows == nullptr || (step < kLine && begin % kLine != 0)) return;
+  HWY_UNROLL(4)
+  for (int r = 0; r < 4; ++r) {
+    for (int64_t at = begin; at < begin + step; at += kLine) __builtin_prefetch(rows[r] + at, 0, 2);
+    // Such a row may begin within a line.
+    if (row_bytes % kLine != 0) __builtin_prefetch(rows[r] + row_bytes - 1, 0, 2);
+  }
+}
+
 // logits = queries . rows for the four rows at `rows`. Each row is promoted once, each query loaded
-// once, and the horizontal sums of four rows share their shuffles.
+// once, and the horizontal sums of four rows share their shuffles. `ahead`: four rows to ask for.
 template <DType kType, int kQueries, class D>
-HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const float* queries,
-                            PerQuery logits) {
+HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, const std::byte* const* ahead,
+                            int dim, const float* queries, PerQuery logits) {
   using V = hn::Vec<D>;
   const int n = static_cast<int>(hn::Lanes(d));
   V sums[kQueries][4];
@@ -302,6 +319,7 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const fl
     for (int r = 0; r < 4; ++r) sums[q][r] = hn::Zero(d);
   }
   for (int i = 0; i < dim; i += 2 * n) {
+    PrefetchColumns<kType>(d, ahead, i, dim);
     V first[4], second[4];
     HWY_UNROLL(4)
     for (int r = 0; r < 4; ++r) {
@@ -321,32 +339,25 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, int dim, const fl
   StoreLogits<kQueries>(d, sums, logits);
 }
 
-// Brings four of the rows that will be read next closer.
-template <DType kType>
-HWY_INLINE void PrefetchFourRows(const Rows& rows, int first) {
-  for (int r = first; r < first + 4 && rows.ahead != nullptr; ++r) {
-    PrefetchBytes(rows.ahead[r], rows.dim * DTypeBytes(kType));
-  }
-}
-
 // logits = queries . rows; queries are [num_queries, rows.dim] in paired order. What lies at
 // `rows`, `rows.ahead` and `logits` is padded to a multiple of four rows.
 template <DType kType, class D>
 void DotRows(D d, const Rows& rows, const float* queries, int num_queries, PerQuery logits) {
   constexpr int kAtOnce = kAccumulators / 4;
   for (int r = 0; r < rows.count; r += 4) {
-    PrefetchFourRows<kType>(rows, r);
     const std::byte* const* four = rows.begin + r;
+    // Asked for beside the first queries.
+    const std::byte* const* ahead = rows.ahead == nullptr ? nullptr : rows.ahead + r;
     int q = 0;
-    for (; q + kAtOnce <= num_queries; q += kAtOnce) {
-      DotFourRows<kType, kAtOnce>(d, four, rows.dim, queries + q * rows.dim, logits.From(q, r));
-    }
-    for (; kAtOnce > 2 && q + 2 <= num_queries; q += 2) {
-      DotFourRows<kType, 2>(d, four, rows.dim, queries + q * rows.dim, logits.From(q, r));
-    }
-    for (; q < num_queries; ++q) {
-      DotFourRows<kType, 1>(d, four, rows.dim, queries + q * rows.dim, logits.From(q, r));
-    }
+    const auto dot = [&](auto num_at_once) HWY_ATTR {
+      DotFourRows<kType, num_at_once>(d, four, ahead, rows.dim, queries + q * rows.dim,
+                                      logits.From(q, r));
+      ahead = nullptr;
+      q += num_at_once;
+    };
+    while (q + kAtOnce <= num_queries) dot(std::integral_constant<int, kAtOnce>());
+    while (kAtOnce > 2 && q + 2 <= num_queries) dot(std::integral_constant<int, 2>());
+    while (q < num_queries) dot(std::integral_constant<int, 1>());
   }
 }
 

@@ -16,7 +16,7 @@ struct RowTile {
   static constexpr int kRows = 64;
 
   int num_rows = 0;
-  // The last row is repeated to the end, so that kernels may read whole groups of rows.
+  // The last row is repeated to the end of the tile, so that kernels may read whole groups of rows.
   const std::byte* keys[kRows];
   const std::byte* values[kRows];
   // Where asked for: of the first num_rows, and the least and the greatest of them.
@@ -28,20 +28,22 @@ struct RowTile {
 // Walks the rows of `ranges` in order.
 class RowTiles {
  public:
-  // Without `with_positions` those of tiles are left as they are.
-  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, bool with_positions)
+  // Tiles of up to `tile_rows`. Without `with_positions` those of tiles are left as they are.
+  RowTiles(absl::Span<const KvRange> ranges, const KvShape& shape, bool with_positions,
+           int tile_rows = RowTile::kRows)
       : ranges_(ranges),
         with_positions_(with_positions),
+        tile_rows_(tile_rows),
         key_bytes_(shape.head_dim_k * DTypeBytes(shape.dtype)),
         value_bytes_(shape.head_dim_v * DTypeBytes(shape.dtype)) {}
 
   // Fills the next tile; false when no row is left.
   bool Next(RowTile* tile) {
     tile->num_rows = 0;
-    while (tile->num_rows < RowTile::kRows && range_ < ranges_.size()) {
+    while (tile->num_rows < tile_rows_ && range_ < ranges_.size()) {
       const KvRange& range = ranges_[range_];
       const int64_t count =
-          std::min<int64_t>(RowTile::kRows - tile->num_rows, range.num_tokens - token_);
+          std::min<int64_t>(tile_rows_ - tile->num_rows, range.num_tokens - token_);
       Append(range, count, tile);
       token_ += count;
       if (token_ == range.num_tokens) {
@@ -56,9 +58,8 @@ class RowTiles {
       tile->first_position = *first;
       tile->last_position = *last;
     }
-    std::fill(tile->keys + tile->num_rows, tile->keys + RowTile::kRows,
-              tile->keys[tile->num_rows - 1]);
-    std::fill(tile->values + tile->num_rows, tile->values + RowTile::kRows,
+    std::fill(tile->keys + tile->num_rows, tile->keys + tile_rows_, tile->keys[tile->num_rows - 1]);
+    std::fill(tile->values + tile->num_rows, tile->values + tile_rows_,
               tile->values[tile->num_rows - 1]);
     return true;
   }
@@ -82,6 +83,7 @@ class RowTiles {
 
   const absl::Span<const KvRange> ranges_;
   const bool with_positions_;
+  const int tile_rows_;
   const int64_t key_bytes_;
   const int64_t value_bytes_;
   size_t range_ = 0;

@@ -86,6 +86,32 @@ HWY_INLINE void TransposeFourPairs(const std::byte* const* rows, int64_t at_byte
   _mm512_storeu_si512(to + 3 * PairsOfRows::kRows, _mm512_unpackhi_epi64(high01, high23));
 }
 
+// Asks for rows evenly over the steps of the work that goes on meanwhile: requests for many at once
+// would wait for each other, and the work with them.
+class PacedPrefetch {
+ public:
+  // Nothing if `rows` is nullptr.
+  HWY_INLINE PacedPrefetch(const std::byte* const* rows, int num_rows, int64_t row_bytes,
+                           int num_steps)
+      : rows_(rows),
+        num_rows_(rows == nullptr ? 0 : num_rows),
+        row_bytes_(row_bytes),
+        num_steps_(num_steps) {}
+
+  HWY_INLINE void Step() {
+    for (due_ += num_rows_; due_ >= num_steps_; due_ -= num_steps_) {
+      PrefetchBytes(*rows_++, row_bytes_);
+    }
+  }
+
+ private:
+  const std::byte* const* rows_;
+  const int num_rows_;
+  const int64_t row_bytes_;
+  const int num_steps_;
+  int due_ = 0;
+};
+
 // Logits of PairsOfRows::kRows rows. The instruction adds two products to an fp32 number and rounds
 // after each, to nearest, ties to even; subnormal numbers count as 0.
 template <int kQueries>

@@ -202,31 +202,7 @@ struct PerQuery {
   }
 };
 
-// Asks for rows evenly over the steps of the work that goes on meanwhile: requests for many at once
-// would wait for each other, and the work with them.
-class PacedPrefetch {
- public:
-  // Nothing if `rows` is nullptr.
-  HWY_INLINE PacedPrefetch(const std::byte* const* rows, int num_rows, int64_t row_bytes,
-                           int num_steps)
-      : rows_(rows),
-        num_rows_(rows == nullptr ? 0 : num_rows),
-        row_bytes_(row_bytes),
-        num_steps_(num_steps) {}
-
-  HWY_INLINE void Step() {
-    for (due_ += num_rows_; due_ >= num_steps_; due_ -= num_steps_) {
-      PrefetchBytes(*rows_++, row_bytes_);
-    }
-  }
-
- private:
-  const std::byte* const* rows_;
-  const int num_rows_;
-  const int64_t row_bytes_;
-  const int num_steps_;
-  int due_ = 0;
-};
+inline constexpr int64_t kLine = 64;  // of a cache, in bytes
 
 // ---- logits: every row against every query ----
 
@@ -289,21 +265,22 @@ HWY_INLINE void StoreLogits(D d, const V (*sums)[4], PerQuery logits) {
   }
 }
 
-// Asks for columns [i, i + 2 vectors) of four rows, or for nothing if `rows` is nullptr: spread
-// over the work on four other rows, as requests for all at once would wait for each other.
-template <DType kType, class D>
-HWY_INLINE void PrefetchColumns(D d, const std::byte* const* rows, int i, int dim) {
-  constexpr int64_t kLine = 64;
-  const int64_t step = 2 * static_cast<int64_t>(hn::Lanes(d)) * DTypeBytes(kType);
-  const int64_t begin = i * DTypeBytes(kType), row_bytes = dim * DTypeBytes(kType);
-  if (rows == nullptr || (step < kLine && begin % kLine != 0)) return;
+// Asks for bytes [begin, begin + kBytes) of a row. Inlined, or the compiler takes calls for idle.
+template <int64_t kBytes>
+HWY_INLINE void PrefetchPart(const std::byte* row, int64_t begin) {
   HWY_UNROLL(4)
-  for (int r = 0; r < 4; ++r) {
-    for (int64_t at = begin; at < begin + step; at += kLine) __builtin_prefetch(rows[r] + at, 0, 2);
-    // Such a row may begin within a line.
-    if (row_bytes % kLine != 0) __builtin_prefetch(rows[r] + row_bytes - 1, 0, 2);
-  }
+  for (int64_t at = 0; at < kBytes; at += kLine) __builtin_prefetch(row + begin + at, 0, 2);
 }
+
+// Of the two vectors of a pair.
+template <DType kType, class D>
+inline constexpr int64_t kPairBytes = 2 * hn::MaxLanes(D()) * DTypeBytes(kType);
+
+// Whether rows are asked for line by line beside the work on others. Requests for many lines at
+// once wait for each other, and the work with them; where a line takes several vectors, that work
+// takes longer than the lines.
+template <DType kType, class D>
+inline constexpr bool kPaced = kPairBytes<kType, D> >= kLine;
 
 // logits = queries . rows for the four rows at `rows`. Each row is promoted once, each query loaded
 // once, and the horizontal sums of four rows share their shuffles. `ahead`: four rows to ask for.
@@ -319,7 +296,10 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, const std::byte* 
     for (int r = 0; r < 4; ++r) sums[q][r] = hn::Zero(d);
   }
   for (int i = 0; i < dim; i += 2 * n) {
-    PrefetchColumns<kType>(d, ahead, i, dim);
+    HWY_UNROLL(4)
+    for (int r = 0; r < 4 && kPaced<kType, D> && ahead != nullptr; ++r) {
+      PrefetchPart<kPairBytes<kType, D>>(ahead[r], i * DTypeBytes(kType));
+    }
     V first[4], second[4];
     HWY_UNROLL(4)
     for (int r = 0; r < 4; ++r) {
@@ -344,10 +324,15 @@ HWY_INLINE void DotFourRows(D d, const std::byte* const* rows, const std::byte* 
 template <DType kType, class D>
 void DotRows(D d, const Rows& rows, const float* queries, int num_queries, PerQuery logits) {
   constexpr int kAtOnce = kAccumulators / 4;
+  const int64_t row_bytes = rows.dim * DTypeBytes(kType);
   for (int r = 0; r < rows.count; r += 4) {
     const std::byte* const* four = rows.begin + r;
     // Asked for beside the first queries.
     const std::byte* const* ahead = rows.ahead == nullptr ? nullptr : rows.ahead + r;
+    for (int i = 0; i < 4 && ahead != nullptr; ++i) {
+      if (!kPaced<kType, D>) PrefetchBytes(ahead[i], row_bytes);
+      if (kPaced<kType, D> && row_bytes % kLine != 0) PrefetchPart<1>(ahead[i], row_bytes - 1);
+    }
     int q = 0;
     const auto dot = [&](auto num_at_once) HWY_ATTR {
       DotFourRows<kType, num_at_once>(d, four, ahead, rows.dim, queries + q * rows.dim,
@@ -366,11 +351,13 @@ void DotRows(D d, const Rows& rows, const float* queries, int num_queries, PerQu
 // sums += weights . rows over kVectors vectors of columns; kVectors is even.
 template <DType kType, int kQueries, int kVectors, class D>
 HWY_INLINE void AddWeightedColumns(D d, const Rows& rows, int column, PerQuery weights,
-                                   PacedPrefetch& ahead, float* sums) {
+                                   const std::byte* const* ahead, float* sums) {
   using V = hn::Vec<D>;
   const int n = static_cast<int>(hn::Lanes(d));
   const int64_t begin_bytes = column * DTypeBytes(kType);
   const int64_t pair_bytes = 2 * n * DTypeBytes(kType);
+  const int64_t row_bytes = rows.dim * DTypeBytes(kType);
+  const bool ends_within_line = row_bytes % kLine != 0;
   sums += column;
   V acc[kQueries][kVectors];
   HWY_UNROLL(4)
@@ -379,7 +366,10 @@ HWY_INLINE void AddWeightedColumns(D d, const Rows& rows, int column, PerQuery w
     for (int v = 0; v < kVectors; ++v) acc[q][v] = hn::LoadU(d, sums + q * rows.dim + v * n);
   }
   for (int r = 0; r < rows.count; ++r) {
-    ahead.Step();
+    if (ahead != nullptr) {
+      PrefetchPart<kVectors / 2 * kPairBytes<kType, D>>(ahead[r], begin_bytes);
+      if (ends_within_line) PrefetchPart<1>(ahead[r], row_bytes - 1);
+    }
     V value[kVectors];
     HWY_UNROLL(4)
     for (int p = 0; p < kVectors / 2; ++p) {
@@ -405,8 +395,8 @@ template <int kQueries>
 inline constexpr int kColumnVectors = kAccumulators / kQueries < 8 ? kAccumulators / kQueries : 8;
 
 template <DType kType, int kQueries, class D>
-HWY_INLINE void AddWeightedRowsTo(D d, const Rows& rows, PerQuery weights, PacedPrefetch& ahead,
-                                  float* sums) {
+HWY_INLINE void AddWeightedRowsTo(D d, const Rows& rows, PerQuery weights,
+                                  const std::byte* const* ahead, float* sums) {
   constexpr int kVectors = kColumnVectors<kQueries>;
   const int n = static_cast<int>(hn::Lanes(d));
   int column = 0;
@@ -418,37 +408,23 @@ HWY_INLINE void AddWeightedRowsTo(D d, const Rows& rows, PerQuery weights, Paced
   }
 }
 
-// How often that goes through the rows.
-template <int kQueries, class D>
-HWY_INLINE int PassesOverRows(D d, int dim) {
-  const int n = static_cast<int>(hn::Lanes(d));
-  const int whole = dim / (kColumnVectors<kQueries> * n);
-  return whole + (dim - whole * kColumnVectors<kQueries> * n) / (2 * n);
-}
-
 // sums += weights . rows; sums are [num_queries, rows.dim] in paired order. Not inlined: the loops
 // need all registers.
 template <DType kType, class D>
 HWY_NOINLINE void AddWeightedRows(D d, const Rows& rows, PerQuery weights, int num_queries,
                                   float* sums) {
   constexpr int kAtOnce = kAccumulators / 4;
-  const int num_twos = kAtOnce > 2 ? num_queries % kAtOnce / 2 : 0;
-  const int num_ones = num_queries % kAtOnce - 2 * num_twos;
-  const int num_passes = num_queries / kAtOnce * PassesOverRows<kAtOnce>(d, rows.dim) +
-                         num_twos * PassesOverRows<2>(d, rows.dim) +
-                         num_ones * PassesOverRows<1>(d, rows.dim);
-  PacedPrefetch ahead(rows.ahead, rows.count, rows.dim * DTypeBytes(kType),
-                      num_passes * rows.count);
+  // Asked for beside the first queries.
+  const std::byte* const* ahead = rows.ahead;
   int q = 0;
-  for (; q + kAtOnce <= num_queries; q += kAtOnce) {
-    AddWeightedRowsTo<kType, kAtOnce>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
-  }
-  for (; kAtOnce > 2 && q + 2 <= num_queries; q += 2) {
-    AddWeightedRowsTo<kType, 2>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
-  }
-  for (; q < num_queries; ++q) {
-    AddWeightedRowsTo<kType, 1>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
-  }
+  const auto add = [&](auto num_at_once) HWY_ATTR {
+    AddWeightedRowsTo<kType, num_at_once>(d, rows, weights.From(q, 0), ahead, sums + q * rows.dim);
+    ahead = nullptr;
+    q += num_at_once;
+  };
+  while (q + kAtOnce <= num_queries) add(std::integral_constant<int, kAtOnce>());
+  while (kAtOnce > 2 && q + 2 <= num_queries) add(std::integral_constant<int, 2>());
+  while (q < num_queries) add(std::integral_constant<int, 1>());
 }
 
 }  // namespace wavekv::cpu::HWY_NAMESPACE

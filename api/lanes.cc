@@ -56,8 +56,12 @@ void Lanes::ForEach(Executor& executor, int64_t num_items,
 }
 
 void Lanes::Help(int worker, int64_t num_items) {
-  // Some wait for a worker, which may be this one: an executor is free in its order.
-  if (num_begun_.load() < num_items) return;
+  // An item that has not begun may wait for this worker, as an executor is free in its order; or it
+  // is just about to.
+  for (int looks = 0; num_begun_.load() < num_items; ++looks) {
+    if (looks == kLooks) return;
+    Pause();
+  }
   num_helpers_.fetch_add(1);
   for (int looks = 0; num_done_.load() < num_items; ++looks) {
     const bool helped = std::count_if(lanes_.begin(), lanes_.end(),

@@ -99,12 +99,11 @@ struct SketchPart {
 // Of a part of the sketch zone, those clusters of which tokens are chosen.
 struct ChosenClusters {
   struct Cluster {
-    uint32_t cluster = 0;
-    uint32_t first = 0;  // its first token's number in the part
+    uint32_t cluster;
+    uint32_t first;  // its first token's number in the part
   };
   TokenBits tokens;  // of the part
-  std::vector<Cluster> clusters;
-  size_t num_clusters = 0;
+  ScratchVector<Cluster> clusters;
 };
 
 // Some queries of one kv head over one piece of its rows.
@@ -143,10 +142,11 @@ struct AttendWorkspace {
   StepBatch batch;
 
   std::vector<ZoneRow> zone_rows;
-  // Of each worker that answers rows by zones on its own, with what the rows add to the stats.
+  // Where each worker answers rows by zones from the first stage to the last.
   std::unique_ptr<Lanes> lanes;
-  std::vector<std::unique_ptr<AttendWorkspace>> lane_workspaces;
-  std::vector<int64_t> lane_order;  // of zone_rows
+  std::vector<std::unique_ptr<AttendWorkspace>> lane_workspaces;  // of each lane
+  // Numbers of zone_rows in the order in which they are begun; what each adds to the stats.
+  std::vector<int64_t> lane_order;
   std::vector<AttendStats> lane_stats;
   std::vector<absl::Status> lane_statuses;
 

@@ -146,8 +146,7 @@ void AttendStep::AddChosenRanges(ZoneUnit& unit, RowGroup& rows) {
     part.first_value = rows.num_values();
     ListChosen(unit, part, *ws_.indexes[i], chosen);
     const int64_t first_item = unit.first_sketch_token + part.first_token;
-    for (size_t c = 0; c < chosen.num_clusters; ++c) {
-      const auto [cluster, first] = chosen.clusters[c];
+    for (const auto& [cluster, first] : chosen.clusters) {
       rows.AddChosen(*ws_.heads[i], cluster, chosen.tokens, first, first_item + first);
     }
     part.num_values = rows.num_values() - part.first_value;
@@ -158,7 +157,7 @@ void AttendStep::ListChosen(ZoneUnit& unit, const SketchPart& part, const Cluste
                             ChosenClusters& chosen) {
   uint8_t* const bytes = ws_.chosen.data() + unit.first_sketch_token + part.first_token;
   chosen.tokens.Load(bytes, part.num_tokens);
-  chosen.clusters.resize(std::max<size_t>(chosen.clusters.size(), part.num_clusters + 1));
+  chosen.clusters.resize(part.num_clusters + 1);
   // Without a branch, which would be hard to foretell: every other cluster has some.
   size_t count = 0;
   const uint32_t* const clusters = ws_.sketch_clusters.data() + part.first_cluster;
@@ -168,9 +167,8 @@ void AttendStep::ListChosen(ZoneUnit& unit, const SketchPart& part, const Cluste
     count += chosen.tokens.Intersects(first, size) ? 1 : 0;
     first += size;
   }
-  chosen.num_clusters = count;
-  for (size_t c = 0; c < count; ++c) {
-    const auto [cluster, first] = chosen.clusters[c];
+  chosen.clusters.resize(count);
+  for (const auto& [cluster, first] : chosen.clusters) {
     const int64_t size = index.cluster_size(cluster);
     const int64_t num_chosen = chosen.tokens.Count(first, size);
     if (2 * num_chosen <= size || num_chosen == size) continue;

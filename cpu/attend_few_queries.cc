@@ -24,8 +24,8 @@ HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// As many rows as have arrived when those before them are done: to ask for more at once only fills
-// the caches that they come to.
+// Rows that are attended while the next ones are asked for: half of what a tile has room for
+// (docs/performance.md).
 constexpr int kTileRows = 32;
 
 // Logits of rows of any type, by products in fp32.

@@ -19,7 +19,7 @@ HWY_INLINE void PrefetchBytes(const std::byte* from, int64_t bytes) {
   for (int64_t i = -into_line; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// Asks for the factors of a cluster's codes: two lines, which is as many as nearly all have.
+// Asks for the factors of a cluster's codes: two lines, all that up to 33 take.
 HWY_INLINE void PrefetchFactors(const ClusterIndex& index, int64_t cluster) {
   const uint16_t* const first = index.code_factors + index.offsets[cluster];
   __builtin_prefetch(first, 0, 2);

@@ -276,9 +276,9 @@ HWY_INLINE void PrefetchPart(const std::byte* row, int64_t begin) {
 template <DType kType, class D>
 inline constexpr int64_t kPairBytes = 2 * hn::MaxLanes(D()) * DTypeBytes(kType);
 
-// Whether rows are asked for line by line beside the work on others. Requests for many lines at
-// once wait for each other, and the work with them; where a line takes several vectors, that work
-// takes longer than the lines.
+// Whether rows are asked for line by line beside the work on others: requests for many lines at
+// once wait for each other, and the work with them. Where a line takes several vectors this is
+// slower than to ask for four rows before they are worked on.
 template <DType kType, class D>
 inline constexpr bool kPaced = kPairBytes<kType, D> >= kLine;
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/instruction_sets.h"
 #include "cpu/targets.h"
 #include "wavekv/types.h"
 
@@ -14,17 +15,15 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include "cpu/gemm-inl.h"
+#include "cpu/word_products-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 namespace {
 
-// Two neighbouring elements form a word, which one instruction multiplies with another word and
-// adds up.
-using Words = hn::ScalableTag<int32_t>;
-constexpr int kLanes = hn::MaxLanes(Words());
-constexpr int kColumns = kBlockVectors * kLanes;
+constexpr int kLanes = kWordLanes;
+constexpr int kColumns = kWordColumns;
 constexpr int kWordsMax = kHeadDimMax / 2;
 
 int64_t PointId(const AssignClustersTask& task, int64_t i) {
@@ -65,43 +64,6 @@ void Pack(const AssignClustersTask& task, int64_t first, Panel& panel) {
   }
 }
 
-// sums[r][column] = the product of row r and that column of b, [num_words, columns].
-template <int kVectors>
-HWY_INLINE void MultiplyWords(const int16_t* const* rows, const int32_t* b, int num_words,
-                              int32_t (*sums)[kColumns]) {
-  const Words d;
-  const hn::Repartition<int16_t, Words> d16;
-  using V = hn::Vec<Words>;
-  V acc[kBlockRows][kVectors], more[kBlockRows][kVectors];
-  HWY_UNROLL(6)
-  for (int r = 0; r < kBlockRows; ++r) {
-    HWY_UNROLL(4)
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = more[r][v] = hn::Zero(d);
-  }
-  for (int k = 0; k < num_words; ++k, b += kVectors * kLanes) {
-    hn::Vec<decltype(d16)> b_row[kVectors];
-    HWY_UNROLL(4)
-    for (int v = 0; v < kVectors; ++v) b_row[v] = hn::BitCast(d16, hn::Load(d, b + v * kLanes));
-    HWY_UNROLL(6)
-    for (int r = 0; r < kBlockRows; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, rows[r] + 2 * k, sizeof(pair));
-      const auto word = hn::BitCast(d16, hn::Set(d, pair));
-      HWY_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) {
-        acc[r][v] = hn::ReorderWidenMulAccumulate(d, word, b_row[v], acc[r][v], more[r][v]);
-      }
-    }
-  }
-  HWY_UNROLL(6)
-  for (int r = 0; r < kBlockRows; ++r) {
-    HWY_UNROLL(4)
-    for (int v = 0; v < kVectors; ++v) {
-      hn::Store(hn::RearrangeToOddPlusEven(acc[r][v], more[r][v]), d, sums[r] + v * kLanes);
-    }
-  }
-}
-
 // The best centroid so far, by its place among those of the task.
 struct Best {
   int32_t product = std::numeric_limits<int32_t>::min();
@@ -135,6 +97,11 @@ void MultiplyPanel(const AssignClustersTask& task, int64_t begin, int64_t end, c
   for (int64_t r = 0; r < kBlockRows; ++r) rows[r] = PointOf(task, std::min(begin + r, end - 1));
   const auto multiply = [&]<int kVectors>() HWY_ATTR {
     if constexpr (kVectors <= kBlockVectors) {
+#if WAVEKV_INTEGER_PRODUCTS
+      if (UsesIntegerProducts()) {
+        return MultiplyAddWords<kVectors>(rows, panel.words, task.dim / 2, sums);
+      }
+#endif
       MultiplyWords<kVectors>(rows, panel.words, task.dim / 2, sums);
     }
   };

@@ -16,10 +16,11 @@
 #include "hwy/highway.h"
 #include "storage/cluster_index.h"
 
-// Whether this instruction set may have it; the machine is asked at run time (UsesByteProducts()).
-#undef WAVEKV_BYTE_PRODUCTS
+// Whether this instruction set may have it, and that for words; the machine is asked at run time
+// (UsesIntegerProducts()).
+#undef WAVEKV_INTEGER_PRODUCTS
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-#define WAVEKV_BYTE_PRODUCTS 1
+#define WAVEKV_INTEGER_PRODUCTS 1
 
 // HWY_BEFORE_NAMESPACE with one more.
 HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")

@@ -37,7 +37,7 @@ bool HasBf16Products() {
 #endif
 }
 
-bool HasByteProducts() {
+bool HasIntegerProducts() {
 #if HWY_ARCH_X86
   return __builtin_cpu_supports("avx512vnni") != 0;
 #else
@@ -57,7 +57,7 @@ std::vector<InstructionSet> Find() {
     // Machines with the former have the latter.
     if (HasBf16Products()) {
       sets.push_back({NameOf(target) + "_bf16", target, true, true});
-    } else if (HasByteProducts()) {
+    } else if (HasIntegerProducts()) {
       sets.push_back({NameOf(target) + "_vnni", target, false, true});
     }
   }
@@ -65,7 +65,7 @@ std::vector<InstructionSet> Find() {
 }
 
 std::atomic<bool> may_use_bf16_products{true};
-std::atomic<bool> may_use_byte_products{true};
+std::atomic<bool> may_use_integer_products{true};
 
 }  // namespace
 
@@ -79,14 +79,14 @@ absl::Status SetInstructionSet(absl::string_view name) {
   if (name.empty()) {
     hwy::GetChosenTarget().DeInit();
     may_use_bf16_products.store(true);
-    may_use_byte_products.store(true);
+    may_use_integer_products.store(true);
     return absl::OkStatus();
   }
   for (const InstructionSet& set : Find()) {
     if (set.name != name) continue;
     hwy::GetChosenTarget().Update(set.target);
     may_use_bf16_products.store(set.bf16_products);
-    may_use_byte_products.store(set.byte_products);
+    may_use_integer_products.store(set.byte_products);
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat("instruction set must be one of ",
@@ -101,9 +101,9 @@ bool UsesBf16Products() {
   return has && may_use_bf16_products.load(std::memory_order_relaxed);
 }
 
-bool UsesByteProducts() {
-  static const bool has = HasByteProducts();
-  return has && may_use_byte_products.load(std::memory_order_relaxed);
+bool UsesIntegerProducts() {
+  static const bool has = HasIntegerProducts();
+  return has && may_use_integer_products.load(std::memory_order_relaxed);
 }
 
 }  // namespace cpu

@@ -26,8 +26,8 @@ namespace cpu {
 
 // Whether kernels of AVX-512 may use its products of bf16 pairs (AVX512_BF16).
 bool UsesBf16Products();
-// And its products of bytes (AVX512_VNNI).
-bool UsesByteProducts();
+// And its products of bytes and of words that are added to a sum (AVX512_VNNI).
+bool UsesIntegerProducts();
 
 }  // namespace cpu
 }  // namespace wavekv

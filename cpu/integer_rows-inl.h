@@ -33,8 +33,8 @@ class IntegerQueries {
   // The queries [count, dim]; zeros stand in for those missing to kBatch. `format`: of the rows.
   void Load(const float* queries, int count, int dim, StatisticsFormat format) {
     is_int4_ = format == StatisticsFormat::kInt4;
-#if WAVEKV_BYTE_PRODUCTS
-    by_bytes_ = UsesByteProducts();
+#if WAVEKV_INTEGER_PRODUCTS
+    by_bytes_ = UsesIntegerProducts();
 #endif
     // An int4 row is unpacked to a vector of its first half and one of its second half in turn.
     const int parts = is_int4_ ? 2 : 1;
@@ -45,7 +45,7 @@ class IntegerQueries {
       std::fill_n(integers, dim, int16_t{0});
       steps_[q] = q < count ? Round(queries + q * dim, dim, integers) : 0.0f;
       offsets_[q] = 0;
-#if WAVEKV_BYTE_PRODUCTS
+#if WAVEKV_INTEGER_PRODUCTS
       if (by_bytes_) {
         bytes_.Load(q, integers, dim, is_int4_);
         for (int i = 0; i < dim; ++i) offsets_[q] += (is_int4_ ? 8 : 128) * integers[i];
@@ -68,7 +68,7 @@ class IntegerQueries {
   // products [count, kBatch] with the rows from `first` on. Room for a multiple of four rows; reads
   // up to a vector behind rows and scales, where other sections of an index stand.
   void Multiply(const StatisticsRows& rows, int64_t first, int count, float* products) const {
-#if WAVEKV_BYTE_PRODUCTS
+#if WAVEKV_INTEGER_PRODUCTS
     if (by_bytes_) {
       return is_int4_
                  ? MultiplyBytes<true>(bytes_, steps_, offsets_, rows, first, count, products)
@@ -186,7 +186,7 @@ class IntegerQueries {
   }
 
   bool is_int4_ = false;
-#if WAVEKV_BYTE_PRODUCTS
+#if WAVEKV_INTEGER_PRODUCTS
   bool by_bytes_ = false;
   ByteQueries bytes_;
 #endif

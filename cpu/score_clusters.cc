@@ -51,14 +51,14 @@ struct Queries {
     const float* from = queries + static_cast<int64_t>(first) * index.shape.head_dim_k;
     const auto size = static_cast<size_t>(new_count) * index.shape.head_dim_k;
     if (dim == index.shape.head_dim_k && format == index.statistics && count == new_count &&
-        by_bytes == UsesByteProducts() &&
+        by_bytes == UsesIntegerProducts() &&
         std::memcmp(from, rows.data(), size * sizeof(float)) == 0) {
       return;
     }
     dim = index.shape.head_dim_k;
     format = index.statistics;
     count = new_count;
-    by_bytes = UsesByteProducts();
+    by_bytes = UsesIntegerProducts();
     rows.assign(from, from + size);
     for (int q = 0; q < count; ++q) {
       const float* query = rows.data() + q * dim;

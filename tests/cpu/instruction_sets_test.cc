@@ -22,7 +22,7 @@ TEST(InstructionSetsTest, OnlyThoseWithProductsOfSmallNumbersUseThem) {
     ASSERT_TRUE(SetInstructionSet(name).ok());
     const bool bf16 = name.find("_bf16") != std::string::npos;
     EXPECT_EQ(cpu::UsesBf16Products(), bf16) << name;
-    EXPECT_EQ(cpu::UsesByteProducts(), bf16 || name.find("_vnni") != std::string::npos) << name;
+    EXPECT_EQ(cpu::UsesIntegerProducts(), bf16 || name.find("_vnni") != std::string::npos) << name;
   }
   ASSERT_TRUE(SetInstructionSet("").ok());
   EXPECT_EQ(cpu::UsesBf16Products(), names.back().find("_bf16") != std::string::npos);

@@ -171,7 +171,8 @@ struct AttendWorkspace {
   RankedLevel clusters;
   std::vector<SketchPart> sketch_parts;   // as indexes
   std::vector<uint32_t> sketch_clusters;  // numbers within their index, ascending
-  ScratchVector<float> token_logits;
+  ScratchVector<float> token_masses;
+  ScratchVector<float> token_offsets;  // of their masses, as indexes
   ScratchVector<float> token_shares;
   ScratchVector<float> token_risks;
   ScratchVector<float> log_totals;  // of rank scores, as units

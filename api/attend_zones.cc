@@ -226,7 +226,8 @@ absl::Status AttendStep::EstimateUnits(bool coarse) {
       if (options_.zones == Zones::kSketch && !coarse) {
         const int64_t token = ws_.sketch_parts[unit.first_index + i].first_token;
         const int64_t at = unit.first_sketch_token * group_ + token;
-        task.token_logits = ws_.token_logits.data() + at;
+        task.token_masses = ws_.token_masses.data() + at;
+        task.token_offsets = ws_.token_offsets.data() + (unit.first_index + i) * group_;
         task.token_stride = unit.num_sketch_tokens;
         task.chosen = ws_.chosen.data() + unit.first_sketch_token + token;
         task.chosen_values = ws_.rows.group(unit.read.group).value_rows() +

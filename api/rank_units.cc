@@ -334,7 +334,8 @@ void AttendStep::AddSketch(ZoneUnit& unit) {
 absl::Status AttendStep::RankTokens() {
   for (ZoneUnit& unit : wave_) AddSketch(unit);
   const size_t num_tokens = ws_.chosen.size();
-  ws_.token_logits.resize(num_tokens * group_);
+  ws_.token_masses.resize(num_tokens * group_);
+  ws_.token_offsets.resize(ws_.indexes.size() * group_);
   ws_.token_shares.resize(num_tokens);
   if (HasTarget()) {
     ws_.token_risks.resize(num_tokens);
@@ -361,7 +362,8 @@ absl::Status AttendStep::RankTokens() {
       score.mass = mass();
       score.clusters = ws_.sketch_clusters.data() + part.first_cluster;
       score.num_clusters = part.num_clusters;
-      score.logits = ws_.token_logits.data() + unit.first_sketch_token * group_ + part.first_token;
+      score.masses = ws_.token_masses.data() + unit.first_sketch_token * group_ + part.first_token;
+      score.offsets = ws_.token_offsets.data() + (unit.first_index + i) * group_;
       score.stride = unit.num_sketch_tokens;
       score.log_totals = ws_.log_totals.data() + u * group_;
       score.shares = ws_.token_shares.data() + first_token;

@@ -170,7 +170,9 @@ void ScoreTokens(benchmark::State& state) {
   std::vector<uint32_t> clusters;  // every fourth
   for (int64_t i = 0; i < num_clusters; i += 4) clusters.push_back(static_cast<uint32_t>(i));
   const auto num_tokens = static_cast<int64_t>(16 * clusters.size());
-  std::vector<float> logits(kQueries * num_tokens), scores(kQueries * num_tokens);
+  std::vector<float> token_masses(kQueries * num_tokens), shares(num_tokens);
+  float offsets[kQueries];
+  const std::vector<float> log_totals(kQueries, 5.0f);
   const ScoreTokensTask task = {.queries = queries.data(),
                                 .num_queries = kQueries,
                                 .index = &*index,
@@ -178,9 +180,11 @@ void ScoreTokens(benchmark::State& state) {
                                 .log_masses_stride = num_clusters,
                                 .clusters = clusters.data(),
                                 .num_clusters = static_cast<int64_t>(clusters.size()),
-                                .logits = logits.data(),
-                                .rank_scores = scores.data(),
-                                .stride = num_tokens};
+                                .masses = token_masses.data(),
+                                .offsets = offsets,
+                                .stride = num_tokens,
+                                .log_totals = log_totals.data(),
+                                .shares = shares.data()};
   Machine machine;
   for (auto _ : state) benchmark::DoNotOptimize((*machine).ScoreTokens({&task, 1}).ok());
   state.SetItemsProcessed(state.iterations() * num_tokens);

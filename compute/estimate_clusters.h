@@ -25,11 +25,13 @@ namespace wavekv {
 // remainder holds less than half of its tokens is answered by the clusters' own value means.
 //
 // Shapes: log_masses [num_queries, index->num_clusters], row h at h * log_masses_stride; zones
-// [index->num_clusters]; token_logits [num_queries, tokens of the sketch zone in cluster order],
-// row h at h * token_stride; chosen, one per such token, 1 for those attended exactly;
-// chosen_values, for each of these in order its value [head_dim_v], of the index's dtype; output
-// [num_queries, head_dim_v] fp32, normalised; lse [num_queries], natural. Nothing to answer: output
-// 0 and lse -infinity.
+// [index->num_clusters]; token_masses [num_queries, tokens of the sketch zone in cluster order],
+// row h at h * token_stride, relative to e^o_h, o_h of token_offsets [num_queries]
+// (score_tokens.h); GPUs take their logarithms, token_logits, instead; chosen, one per such token,
+// 1 for those attended exactly; chosen_values, for each of these in order its value [head_dim_v],
+// of the index's dtype; output [num_queries, head_dim_v] fp32, normalised; lse [num_queries],
+// natural. Nothing to answer: output 0 and lse -infinity. On CPUs what is less by a factor of e^-87
+// than the greatest answered cluster or e^o_h counts as nothing, in value_variance by e^-43.
 //
 // *num_value_means and *num_super_value_means: how many were read.
 //
@@ -76,7 +78,9 @@ struct EstimateClustersTask {
   int64_t log_masses_stride = 0;
   MassEstimate mass = MassEstimate::kLowerBound;
   const Zone* zones = nullptr;
-  const float* token_logits = nullptr;
+  const float* token_masses = nullptr;   // CPU only
+  const float* token_offsets = nullptr;  // CPU only
+  const float* token_logits = nullptr;   // GPU only
   int64_t token_stride = 0;
   const uint8_t* chosen = nullptr;
   const std::byte* const* chosen_values = nullptr;

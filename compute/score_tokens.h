@@ -23,6 +23,8 @@ struct TokenRisk {
 //                                    which any four elements 4g to 4g + 3 have a sum of magnitudes
 //                                    of at most 127: step = max_g sum |q_k| / 125
 //   rank score r_j = s_j + kCodeNoise(b) |q| f_j: optimistic by the standard deviation of e_j
+//   mass m_j = exp(s_j - o_h), o_h the greatest q . c_i of all clusters of the index, or 0 where it
+//                                    is -infinity; exponents are at most 40
 //   share p_j = sum_h exp(r_hj - log_totals[h]): its rank, the expected share of the attention
 //                                    summed over the heads; exponents are at most 80
 //   risk = max_h inverse_squares[h] v_i exp(2 (r_hj - lses[h])): the squared error, relative to the
@@ -32,12 +34,16 @@ struct TokenRisk {
 //
 // Shapes: queries [num_queries, head_dim_k] fp32, scaled and rotated; log_masses [num_queries,
 // index->num_clusters] as ScoreClusters leaves them for `mass`, row h at h * log_masses_stride;
-// clusters [num_clusters], numbers of clusters in the index, ascending; logits [num_queries, tokens
-// of those clusters in their order], row h at h * stride; log_totals [num_queries], natural
+// clusters [num_clusters], numbers of clusters in the index, ascending; masses [num_queries, tokens
+// of those clusters in their order], row h at h * stride, with offsets [num_queries] o_h; logits
+// s_j shaped as masses, nullptr where they are not asked for; log_totals [num_queries], natural
 // logarithms of what shares are parts of, -infinity for heads that do not count; shares and risks,
 // one a token. log_totals and shares are nullptr where ranks are not asked for, risk and risks
-// where there is no target. The integer products are exact, so results are the same on every
-// machine up to the rounding of q . c_i.
+// where there is no target. GPUs, where exponentials are no by-product of ranks, give logits and
+// rank_scores instead of masses, offsets and shares.
+//
+// The integer products are exact, so logits are the same on every machine up to the rounding of
+// q . c_i. Exponentials on a CPU have a relative error below 3e-6, beside that of their argument.
 struct ScoreTokensTask {
   const float* queries = nullptr;
   int num_queries = 0;
@@ -47,8 +53,10 @@ struct ScoreTokensTask {
   MassEstimate mass = MassEstimate::kLowerBound;
   const uint32_t* clusters = nullptr;
   int64_t num_clusters = 0;
+  float* masses = nullptr;   // CPU only, always
+  float* offsets = nullptr;  // as masses
   float* logits = nullptr;
-  float* rank_scores = nullptr;  // GPU only: shaped as logits
+  float* rank_scores = nullptr;  // GPU only
   int64_t stride = 0;
   const float* log_totals = nullptr;
   float* shares = nullptr;

@@ -99,7 +99,7 @@ void MultiplyPanel(const AssignClustersTask& task, int64_t begin, int64_t end, c
     if constexpr (kVectors <= kBlockVectors) {
 #if WAVEKV_INTEGER_PRODUCTS
       if (UsesIntegerProducts()) {
-        return MultiplyAddWords<kVectors>(rows, panel.words, task.dim / 2, sums);
+        return MultiplyWordsVnni<kVectors>(rows, panel.words, task.dim / 2, sums);
       }
 #endif
       MultiplyWords<kVectors>(rows, panel.words, task.dim / 2, sums);

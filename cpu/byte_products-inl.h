@@ -16,7 +16,7 @@
 #include "hwy/highway.h"
 #include "storage/cluster_index.h"
 
-// Whether this instruction set may have it, and that for words; the machine is asked at run time
+// Whether this instruction set may have AVX512_VNNI; the machine is asked at run time
 // (UsesIntegerProducts()).
 #undef WAVEKV_INTEGER_PRODUCTS
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL

@@ -162,9 +162,14 @@ void WeighBatch(const EstimateClustersTask& task, int first_query, EstimateParts
   for (int q = 0; q < QueryBatch::kBatch; ++q) {
     EstimateParts::Sums& sums = parts.sums[first_query + q];
     sums.offset = batch.offsets[q];
-    sums.missing_mass = double{hn::GetLane(hn::SumOfLanes(d, batch.missing[q]))} +
-                        double{kDoubt} * hn::GetLane(hn::SumOfLanes(d, batch.doubtful[q]));
-    sums.value_variance = hn::GetLane(hn::SumOfLanes(d, batch.variances[q]));
+    const auto sum = [&](V lanes)
+                         HWY_ATTR { return double{hn::GetLane(hn::SumOfLanes(d, lanes))}; };
+    sums.missing_mass = sum(batch.missing[q]);
+    sums.value_variance = sum(batch.variances[q]);
+    const double scale = batch.token_scales[q];
+    if (scale == 0.0) continue;  // else 0 times infinity
+    sums.missing_mass += scale * kDoubt * sum(batch.doubtful[q]);
+    sums.value_variance += scale * scale * sum(batch.token_variances[q]);
   }
 }
 

@@ -22,7 +22,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace wavekv::cpu::HWY_NAMESPACE {
 
-// Sums of so many variances stay far from where fp32 ends.
+// Sums of so many variances stay far from where fp32 ends, unless tokens that are not chosen are
+// heavier than all clusters: sums are infinite then.
 inline constexpr float kErrorVarianceMax = 1e33f;
 inline constexpr float kGrowthMax = 1e7f;
 
@@ -59,9 +60,11 @@ struct QueryBatch {
     for (int q = 0; q < kBatch; ++q) {
       const int query = first_query + q < task.num_queries ? first_query + q : first_query;
       log_masses[q] = task.log_masses + query * task.log_masses_stride;
-      logits[q] =
-          task.token_logits == nullptr ? nullptr : task.token_logits + query * task.token_stride;
-      missing[q] = variances[q] = doubtful[q] = hn::Zero(d);
+      if (task.token_masses != nullptr) {
+        token_masses[q] = task.token_masses + query * task.token_stride;
+        token_offsets[q] = task.token_offsets[query];
+      }
+      missing[q] = variances[q] = doubtful[q] = token_variances[q] = hn::Zero(d);
       if (task.missing_lse == nullptr) continue;
       const int dim = task.index->shape.head_dim_k;
       const float* row = task.queries + static_cast<int64_t>(query) * dim;
@@ -72,18 +75,22 @@ struct QueryBatch {
   // e^{log - offset}, at most e^80.
   HWY_INLINE V Mass(V log, int q) const {
     const Full d;
-    return Exp(d, hn::Min(hn::Sub(log, hn::Set(d, offsets[q])), hn::Set(d, 80.0f)));
+    const V power = hn::Mul(hn::Sub(log, hn::Set(d, offsets[q])), hn::Set(d, kLog2E));
+    return EstimateExp2(d, hn::Min(power, hn::Set(d, 80.0f * kLog2E)));
   }
 
   const float* log_masses[kBatch];
-  const float* logits[kBatch];
+  const float* token_masses[kBatch];  // to be scaled
+  float token_offsets[kBatch] = {};
+  float token_scales[kBatch] = {};  // e^{token_offset - offset}; 0 if there are no tokens
   float offsets[kBatch] = {};
   float squared[kBatch] = {};  // |q|^2
-  // Vectors whose lanes add up to the error terms: the mass that may be missing, of clusters and
-  // kDoubt times that of tokens, and the variance.
+  // Vectors whose lanes add up to the error terms: the mass that may be missing and the variance.
   V missing[kBatch];
-  V doubtful[kBatch];
   V variances[kBatch];
+  // And of tokens, by masses that are not scaled yet, the first without kDoubt.
+  V doubtful[kBatch];
+  V token_variances[kBatch];
 };
 
 // The greatest of the logs whose `counts` is not 0.
@@ -98,39 +105,18 @@ inline float GreatestCounted(const float* logs, const float* counts, int64_t cou
   return hn::GetLane(hn::MaxOfLanes(d, greatest));
 }
 
-// And for each query of those tokens that were not chosen.
-inline void GreatestLeft(const QueryBatch& batch, const TokenBits& chosen, int64_t count,
-                         float (&most)[QueryBatch::kBatch]) {
-  constexpr int kBatch = QueryBatch::kBatch;
-  const Full d;
-  constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(Full()));
-  const V none = hn::Set(d, -std::numeric_limits<float>::infinity());
-  V greatest[kBatch];
-  for (int q = 0; q < kBatch; ++q) greatest[q] = none;
-  for (int64_t t = 0; t < count; t += kLanes) {
-    const uint64_t bits = chosen.Get(t, std::min(kLanes, count - t));
-    const auto is_chosen = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&bits));
-    HWY_UNROLL(4)
-    for (int q = 0; q < kBatch; ++q) {
-      const V log = LoadSome(batch.logits[q], t, count, -std::numeric_limits<float>::infinity());
-      greatest[q] = hn::IfThenElse(is_chosen, greatest[q], hn::Max(greatest[q], log));
-    }
-  }
-  for (int q = 0; q < kBatch; ++q) {
-    most[q] = std::max(most[q], hn::GetLane(hn::MaxOfLanes(d, greatest[q])));
-  }
-}
-
 // What all masses of a batch are relative to.
 inline void FindOffsets(const EstimateClustersTask& task, const EstimateParts& parts,
                         QueryBatch& batch) {
-  float most[QueryBatch::kBatch];
   for (int q = 0; q < QueryBatch::kBatch; ++q) {
-    most[q] = GreatestCounted(batch.log_masses[q], parts.answered.data(), task.index->num_clusters);
-  }
-  if (parts.num_tokens > 0) GreatestLeft(batch, parts.chosen, parts.num_tokens, most);
-  for (int q = 0; q < QueryBatch::kBatch; ++q) {
-    batch.offsets[q] = most[q] == -std::numeric_limits<float>::infinity() ? 0.0f : most[q];
+    float most =
+        GreatestCounted(batch.log_masses[q], parts.answered.data(), task.index->num_clusters);
+    // So that no scale exceeds 1.
+    if (parts.num_tokens > 0) most = std::max(most, batch.token_offsets[q]);
+    batch.offsets[q] = most == -std::numeric_limits<float>::infinity() ? 0.0f : most;
+    if (parts.num_tokens > 0) {
+      batch.token_scales[q] = std::exp(batch.token_offsets[q] - batch.offsets[q]);
+    }
   }
 }
 

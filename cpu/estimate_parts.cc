@@ -39,6 +39,7 @@ void EstimateParts::Load(const EstimateClustersTask& task) {
 
   const int64_t num_batches = (task.num_queries + kBatch - 1) / kBatch;
   cluster_masses.resize((index.num_clusters + kPadding) * kBatch);
+  part_weights.resize(parts.size() * kBatch);
   cluster_weights.resize(num_batches * cluster_stride() * kBatch);
   super_weights.resize(num_batches * super_stride() * kBatch);
   taken_weights.resize(num_batches * taken_stride() * kBatch);

@@ -51,6 +51,7 @@ struct EstimateParts {
   int64_t num_taken = 0;   // so many: they are taken out of their cluster's mean
   std::vector<Part> parts;
   std::vector<Super> all_supers;
+  std::vector<uint32_t> parts_with_chosen;  // numbers; filled while parts are weighed
   // 1 for clusters that are answered as a whole, else 0.
   std::vector<float> answered;
 
@@ -62,6 +63,7 @@ struct EstimateParts {
 
   // In batches: masses are relative to e^offset.
   std::vector<float> cluster_masses;   // of one batch
+  std::vector<float> part_weights;     // of one batch, as `parts`, of those of the sketch zone
   std::vector<float> cluster_weights;  // as `clusters`
   std::vector<float> super_weights;    // as `supers`
   std::vector<float> taken_weights;
@@ -72,7 +74,7 @@ struct EstimateParts {
 
   // Of each query.
   struct Sums {
-    float offset = 0.0f;  // the greatest log of what is answered; 0 when there is none
+    float offset = 0.0f;  // of the masses' logarithms
     float mass = 0.0f;
     float of_means = 0.0f;  // the weight of the segment's mean, which all other means refer to
     // In double, as what clusters and what tokens add may differ in magnitude.

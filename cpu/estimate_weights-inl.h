@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <vector>
 
 #include "compute/score_tokens.h"
 #include "cpu/estimate_masses-inl.h"
@@ -45,6 +46,7 @@ class BatchWeights {
   void Compute() {
     const Tag d;
     mass_ = hn::Zero(d);
+    if (parts_.num_tokens > 0) WeighTokens();
     Numbers of_means = hn::Zero(d);
     for (int64_t s = 0; s < index_.num_supers; ++s) {
       const EstimateParts::Super& super = parts_.all_supers[s];
@@ -66,8 +68,13 @@ class BatchWeights {
 
  private:
   static Numbers Number(int64_t x) { return hn::Set(Tag(), static_cast<float>(x)); }
-  Numbers ClusterMass(int64_t cluster) const {
-    return hn::LoadU(Tag(), parts_.cluster_masses.data() + cluster * kBatch);
+  Numbers TokenScales() const { return hn::LoadU(Tag(), batch_.token_scales); }
+  float* ClusterMassAt(int64_t cluster) const {
+    return parts_.cluster_masses.data() + cluster * kBatch;
+  }
+  Numbers ClusterMass(int64_t cluster) const { return hn::LoadU(Tag(), ClusterMassAt(cluster)); }
+  float* PartWeightAt(uint32_t part) const {
+    return parts_.part_weights.data() + int64_t{part} * kBatch;
   }
   // Of the clusters [first, last).
   Numbers SumMasses(int64_t first, int64_t last) const {
@@ -119,7 +126,7 @@ class BatchWeights {
       const EstimateParts::Part& part = parts_.parts[p];
       Numbers weight = hn::Zero(d);
       if (part.zone == Zone::kSketch) {
-        weight = WeighSketch(p);
+        weight = hn::LoadU(d, PartWeightAt(p));
       } else if (part.zone == Zone::kEstimation) {
         weight = ClusterMass(part.cluster);
         mass_ = hn::Add(mass_, weight);
@@ -168,31 +175,43 @@ class BatchWeights {
     return hn::Sub(hn::Mul(per_token, size), deducted);
   }
 
-  // The masses of a cluster's tokens that were not chosen, with their error terms, and those of the
-  // others, of which each is stored where its weight will stand.
-  struct SketchMass {
-    Numbers left;
-    Numbers taken;
-    int64_t num_taken;
-  };
-  HWY_INLINE SketchMass AddTokens(const EstimateParts::Part& part) {
+  // For the sketch zone: masses of clusters become those of all their tokens, and weights of parts
+  // those of their means. Clusters with chosen tokens, which are hard to foretell, come second.
+  void WeighTokens() {
+    std::vector<uint32_t>& with_chosen = parts_.parts_with_chosen;
+    with_chosen.resize(parts_.parts.size());
+    size_t count = 0;
+    for (uint32_t p = 0; p < parts_.parts.size(); ++p) {
+      if (parts_.parts[p].zone != Zone::kSketch) continue;
+      // Factors lie apart, and are asked for some clusters ahead.
+      if (kErrors && p + kAhead < parts_.parts.size()) {
+        PrefetchFactors(index_, parts_.parts[p + kAhead].cluster);
+      }
+      with_chosen[count] = p;
+      count += AddTokensLeft(p) ? 1 : 0;
+    }
+    for (size_t i = 0; i < count; ++i) WeighChosen(with_chosen[i]);
+  }
+
+  // Of tokens that were not chosen, as if there were no others, with their error terms. Returns
+  // whether there are others.
+  HWY_INLINE bool AddTokensLeft(uint32_t number) {
     constexpr int64_t kChunk = TokenBits::kBits;
     const Full d;
     constexpr auto kLanes = static_cast<int64_t>(hn::MaxLanes(Full()));
+    const EstimateParts::Part& part = parts_.parts[number];
     const V variance =
         hn::Set(d, kErrors ? std::min(TokenVariance(index_, part.cluster), kErrorVarianceMax) : 0);
     const uint16_t* const factors = index_.code_factors + index_.offsets[part.cluster];
-    const Tag d4;
-    Numbers taken = hn::Zero(d4);
-    int64_t num_taken = 0;
     V sums[kBatch];
     for (int q = 0; q < kBatch; ++q) sums[q] = hn::Zero(d);
+    uint64_t any_chosen = 0;
     for (int64_t begin = 0; begin < part.size; begin += kChunk) {
       const int64_t count = std::min(kChunk, part.size - begin);
       const int64_t token = part.first_token + begin;
-      uint64_t chosen = parts_.chosen.Get(token, count);
+      const uint64_t chosen = parts_.chosen.Get(token, count);
       const uint64_t left = ~chosen & (~uint64_t{0} >> (kChunk - count));
-      alignas(64) float masses[kBatch][kChunk + kBatch];
+      any_chosen |= chosen;
       for (int64_t t = 0; t < count; t += kLanes) {
         const uint64_t left_here = left >> t;
         const auto is_left = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&left_here));
@@ -204,58 +223,46 @@ class BatchWeights {
         }
         HWY_UNROLL(4)
         for (int q = 0; q < kBatch; ++q) {
-          const V all = batch_.Mass(LoadSome(batch_.logits[q], token + t, parts_.num_tokens), q);
-          hn::StoreU(all, d, masses[q] + t);
-          // Masked before it is squared: what was chosen may be heavier by e^80.
-          const V mass = hn::IfThenElseZero(is_left, all);
+          // Masked before it is squared: what was chosen may be heavier by e^40.
+          const V mass = hn::IfThenElseZero(
+              is_left, LoadSome(batch_.token_masses[q], token + t, parts_.num_tokens));
           sums[q] = hn::Add(sums[q], mass);
           if constexpr (!kErrors) continue;
           const V gain =
               hn::Min(hn::Mul(doubt, hn::Set(d, batch_.squared[q])), hn::Set(d, kLogMassGainMax));
           batch_.doubtful[q] = hn::MulAdd(mass, gain, batch_.doubtful[q]);
-          batch_.variances[q] = hn::MulAdd(hn::Mul(mass, mass), variance, batch_.variances[q]);
+          batch_.token_variances[q] =
+              hn::MulAdd(hn::Mul(mass, mass), variance, batch_.token_variances[q]);
         }
       }
-      for (; chosen != 0; chosen &= chosen - 1, ++num_taken) {
-        const Numbers mass = Column(masses, std::countr_zero(chosen));
-        hn::StoreU(mass, d4, taken_weight_ + num_taken * kBatch);
-        taken = hn::Add(taken, mass);
-      }
     }
-    return {SumsOfFour(d, sums), taken, num_taken};
+    const Numbers mass = hn::Mul(SumsOfFour(d, sums), TokenScales());
+    mass_ = hn::Add(mass_, mass);
+    hn::StoreU(mass, Tag(), ClusterMassAt(part.cluster));
+    hn::StoreU(mass, Tag(), PartWeightAt(number));
+    return any_chosen != 0;
   }
 
-  // rows[0..3][t]. To write and read them one by one would wait for the writes.
-  template <int64_t kColumns>
-  static HWY_INLINE Numbers Column(const float (&rows)[kBatch][kColumns], int64_t t) {
-    const Tag d;
-    const auto of_two = [&](int q) HWY_ATTR {
-      return hn::InterleaveLower(d, hn::LoadU(d, rows[q] + t), hn::LoadU(d, rows[q + 1] + t));
-    };
-    return hn::ConcatLowerLower(d, of_two(2), of_two(0));
-  }
-
-  // The mean of what was not chosen: the whole without what was taken out of it. The mass of the
-  // cluster becomes that of all its tokens.
-  Numbers WeighSketch(uint32_t number) {
+  // The mean of what was not chosen: the whole without what was taken out of it.
+  HWY_INLINE void WeighChosen(uint32_t number) {
     const Tag d;
     const EstimateParts::Part& part = parts_.parts[number];
-    // Factors lie apart, and are asked for some clusters ahead.
-    if (kErrors && number + kAhead < parts_.parts.size()) {
-      PrefetchFactors(index_, parts_.parts[number + kAhead].cluster);
-    }
-    const auto [mass, taken, num_taken] = AddTokens(part);
+    Numbers taken = hn::Zero(d);
     float* const weights = taken_weight_;
-    taken_weight_ += num_taken * kBatch;
-    hn::StoreU(hn::Add(mass, taken), d, parts_.cluster_masses.data() + part.cluster * kBatch);
+    ForEachChosen(part, [&](int64_t token) HWY_ATTR {
+      const Numbers mass = hn::Mul(TokenMass(token), TokenScales());
+      hn::StoreU(mass, d, taken_weight_);
+      taken_weight_ += kBatch;
+      taken = hn::Add(taken, mass);
+    });
+    const Numbers mass = ClusterMass(part.cluster);
+    hn::StoreU(hn::Add(mass, taken), d, ClusterMassAt(part.cluster));
+    const int64_t num_taken = (taken_weight_ - weights) / kBatch;
     const int64_t num_left = part.size - num_taken;
     if (num_left == 0) {
       std::fill_n(weights, num_taken * kBatch, 0.0f);
-      return mass;
+      return;
     }
-    mass_ = hn::Add(mass_, mass);
-    if (num_taken == 0) return mass;
-
     const Numbers rest = hn::Div(mass, Number(num_left));
     Numbers left = Number(part.size);
     for (int64_t i = 0; i < num_taken; ++i) {
@@ -268,7 +275,33 @@ class BatchWeights {
     for (int64_t i = 0; i < num_taken; ++i) {
       hn::StoreU(hn::Mul(negative, hn::LoadU(d, weights + i * kBatch)), d, weights + i * kBatch);
     }
-    return hn::Mul(per_token, Number(part.size));
+    hn::StoreU(hn::Mul(per_token, Number(part.size)), d, PartWeightAt(number));
+  }
+
+  template <class Visit>
+  HWY_INLINE void ForEachChosen(const EstimateParts::Part& part, const Visit& visit) const {
+    constexpr int64_t kChunk = TokenBits::kBits;
+    for (int64_t begin = 0; begin < part.size; begin += kChunk) {
+      const int64_t token = part.first_token + begin;
+      uint64_t chosen = parts_.chosen.Get(token, std::min(kChunk, part.size - begin));
+      for (; chosen != 0; chosen &= chosen - 1) visit(token + std::countr_zero(chosen));
+    }
+  }
+
+  // Of one token, not scaled. To write four numbers and read them as a vector would wait for the
+  // writes, so that near the end alone they are copied.
+  HWY_INLINE Numbers TokenMass(int64_t token) const {
+    const Tag d;
+    if (token + kBatch > parts_.num_tokens) {
+      float masses[kBatch];
+      for (int q = 0; q < kBatch; ++q) masses[q] = batch_.token_masses[q][token];
+      return hn::LoadU(d, masses);
+    }
+    const auto of_two = [&](int q) HWY_ATTR {
+      return hn::InterleaveLower(d, hn::LoadU(d, batch_.token_masses[q] + token),
+                                 hn::LoadU(d, batch_.token_masses[q + 1] + token));
+    };
+    return hn::ConcatLowerLower(d, of_two(2), of_two(0));
   }
 
   static constexpr uint32_t kAhead = 16;

@@ -20,7 +20,7 @@ struct InstructionSet {
   std::string name;
   int64_t target;
   bool bf16_products = false;
-  bool byte_products = false;
+  bool integer_products = false;
 };
 
 std::string NameOf(int64_t target) {
@@ -86,7 +86,7 @@ absl::Status SetInstructionSet(absl::string_view name) {
     if (set.name != name) continue;
     hwy::GetChosenTarget().Update(set.target);
     may_use_bf16_products.store(set.bf16_products);
-    may_use_integer_products.store(set.byte_products);
+    may_use_integer_products.store(set.integer_products);
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat("instruction set must be one of ",

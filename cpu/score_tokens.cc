@@ -38,10 +38,11 @@ constexpr int kLanes = kTile / kVectors;
 constexpr int kQueries = 8;      // that share a pass over the codes
 constexpr int kChunkBytes = 16;  // of a plane of a code, looked up at once
 constexpr int kGroupsMax = kHeadDimMax / 4;
-constexpr float kExponentMax = 80.0f;
+constexpr float kExponentMax = 80.0f * kLog2E;  // of 2
+constexpr float kMassExponentMax = 40.0f * kLog2E;
 constexpr float kVarianceMax = 1e36f;
 
-// What a query's scores are made of.
+// What a query's scores are made of, as powers of two.
 struct Query {
   void Load(const float* query, int dim, int code_bits) {
     float squared = 0.0f, most = 0.0f;
@@ -53,9 +54,9 @@ struct Query {
       }
       most = std::max(most, magnitudes);
     }
-    step = most / kQueryGroupMax;
+    step = kLog2E * most / kQueryGroupMax;
     const float length = std::sqrt(squared);
-    noise = CodeNoise(code_bits) * length;
+    noise = kLog2E * CodeNoise(code_bits) * length;
     logit_spread = length * length / static_cast<float>(dim);
 
     alignas(64) int32_t integers[kHeadDimMax];
@@ -94,24 +95,40 @@ struct Query {
     return least;
   }
 
-  // logits [clusters of the index]: products with their centroids.
-  void CentroidLogits(const ScoreTokensTask& task, int h, float* logits) const {
+  // logits [clusters of the index]: products with their centroids, less the greatest of them, which
+  // is returned.
+  float CentroidLogits(const ScoreTokensTask& task, int h, float* logits) const {
     const ClusterIndex& index = *task.index;
     const Floats d;
     const float* log_masses = task.log_masses + h * task.log_masses_stride;
     const bool second_order = task.mass == MassEstimate::kSecondOrder;
     const auto spread = hn::Set(d, 0.5f * logit_spread);
     const auto gain_max = hn::Set(d, kLogMassGainMax);
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    V greatest = hn::Set(d, kNone);
+    float greatest_of_rest = kNone;
     int64_t i = 0;
     for (; i + kLanes <= index.num_clusters; i += kLanes) {
       const auto bound = hn::Sub(hn::LoadU(d, log_masses + i), hn::LoadU(d, index.log_sizes + i));
       const auto gain = hn::Min(hn::Mul(spread, hn::LoadU(d, index.key_spreads + i)), gain_max);
-      hn::StoreU(second_order ? hn::Sub(bound, gain) : bound, d, logits + i);
+      const auto logit = second_order ? hn::Sub(bound, gain) : bound;
+      greatest = hn::Max(greatest, logit);
+      hn::StoreU(logit, d, logits + i);
     }
     for (; i < index.num_clusters; ++i) {
       const float gain = std::min(0.5f * logit_spread * index.key_spreads[i], kLogMassGainMax);
-      logits[i] = log_masses[i] - index.log_sizes[i] - (second_order ? gain : 0.0f);
+      const float bound = log_masses[i] - index.log_sizes[i];
+      logits[i] = bound - (second_order ? gain : 0.0f);
+      greatest_of_rest = std::max(greatest_of_rest, logits[i]);
     }
+    const float most = std::max(hn::GetLane(hn::MaxOfLanes(d, greatest)), greatest_of_rest);
+    const float offset = most == kNone ? 0.0f : most;
+    for (i = 0; i + kLanes <= index.num_clusters; i += kLanes) {
+      const auto apart = hn::Sub(hn::LoadU(d, logits + i), hn::Set(d, offset));
+      hn::StoreU(hn::Mul(apart, hn::Set(d, kLog2E)), d, logits + i);
+    }
+    for (; i < index.num_clusters; ++i) logits[i] = kLog2E * (logits[i] - offset);
+    return offset;
   }
 
   alignas(64) uint8_t tables[kGroupsMax][16];
@@ -170,23 +187,21 @@ struct Tile {
     const ClusterIndex& index = *task.index;
     const Floats d;
     const auto* code = reinterpret_cast<const std::byte*>(index.codes) + token * code_bytes;
-    // As whole vectors: the end of a loop over tokens is hard to foretell.
+    // As whole vectors, and in one loop: where it ends is hard to foretell.
     for (int i = 0; i < added; i += kLanes) {
-      StoreAddresses(code + i * code_bytes, codes + count + i);
-    }
-    // Reads whole vectors: behind the factors stand other sections.
-    for (int i = 0; i < added; i += kLanes) {
+      const int at = count + i;
+      StoreAddresses(code + i * code_bytes, codes + at);
+      // Reads whole vectors: behind the factors stand other sections.
       const auto* from = reinterpret_cast<const std::byte*>(index.code_factors + token + i);
-      hn::StoreU(LoadFloat16(d, from), d, factors + count + i);
-    }
-    const auto fill = [&](float value, float* to) HWY_ATTR {
-      for (int i = 0; i < added; i += kLanes) hn::StoreU(hn::Set(d, value), d, to + count + i);
-    };
-    for (int q = 0; q < num_queries; ++q) {
-      fill(of_clusters[q * index.num_clusters + cluster], centroid_logits[q]);
-    }
-    if (task.risk != nullptr) {
-      fill(std::min(TokenVariance(index, cluster), kVarianceMax), variances);
+      hn::StoreU(LoadFloat16(d, from), d, factors + at);
+      for (int q = 0; q < num_queries; ++q) {
+        const float logit = of_clusters[q * index.num_clusters + cluster];
+        hn::StoreU(hn::Set(d, logit), d, centroid_logits[q] + at);
+      }
+      if (task.risk != nullptr) {
+        const float variance = std::min(TokenVariance(index, cluster), kVarianceMax);
+        hn::StoreU(hn::Set(d, variance), d, variances + at);
+      }
     }
     count += added;
   }
@@ -306,44 +321,52 @@ void StoreTile(const float* numbers, int count, float* to) {
   for (int t = 0; t < kTile; t += kLanes) hn::StoreU(hn::Load(d, numbers + t), d, to + t);
 }
 
-// Logits of a tile whose results lie at `at` of each row, and what the queries add to its shares
+// Masses of a tile whose results lie at `at` of each row, and what the queries add to its shares
 // and risks.
 void FinishTile(const ScoreTokensTask& task, const Query* queries, int first_query, int num_queries,
                 int64_t at, const Tile& tile) {
   const Floats d;
   alignas(64) float logits[kTile], shares[kTile] = {}, risks[kTile] = {};
+  alignas(64) float masses[kTile];
   if (first_query > 0 && task.shares != nullptr) {
     std::copy_n(task.shares + at, tile.count, shares);
   }
   if (first_query > 0 && task.risk != nullptr) std::copy_n(task.risks + at, tile.count, risks);
-  const V most = hn::Set(d, kExponentMax);
+  const V most = hn::Set(d, kExponentMax), most_mass = hn::Set(d, kMassExponentMax);
   for (int q = 0; q < num_queries; ++q) {
     const int h = first_query + q;
     const V step = hn::Set(d, queries[q].step), origin = hn::Set(d, queries[q].origin);
-    const V noise = hn::Set(d, queries[q].noise);
+    const V noise = hn::Set(d, queries[q].noise), offset = hn::Set(d, task.offsets[h]);
     const bool counts =
         task.shares != nullptr && task.log_totals[h] != -std::numeric_limits<float>::infinity();
-    const V total = hn::Set(d, counts ? task.log_totals[h] : 0.0f);
+    const V to_share = hn::Set(d, counts ? kLog2E * (task.offsets[h] - task.log_totals[h]) : 0.0f);
+    float* const row = task.masses + h * task.stride + at;
+    float* const to = tile.count == kTile ? row : masses;
     for (int t = 0; t < kTile; t += kLanes) {
       const V factor = hn::Load(d, tile.factors + t);
       const V product = hn::Mul(hn::Sub(hn::Load(d, tile.products[q] + t), origin), step);
       const V logit = hn::MulAdd(factor, product, hn::Load(d, tile.centroid_logits[q] + t));
-      hn::Store(logit, d, logits + t);
+      hn::StoreU(EstimateExp2(d, hn::Min(logit, most_mass)), d, to + t);
+      if (task.logits != nullptr) {
+        hn::Store(hn::MulAdd(logit, hn::Set(d, 1.0f / kLog2E), offset), d, logits + t);
+      }
       const V score = hn::MulAdd(noise, factor, logit);
       if (counts) {
-        const V share = Exp(d, hn::Min(hn::Sub(score, total), most));
+        const V share = EstimateExp2(d, hn::Min(hn::Add(score, to_share), most));
         hn::Store(hn::Add(hn::Load(d, shares + t), share), d, shares + t);
       }
       if (task.risk != nullptr) {
-        const V log_share = hn::Sub(score, hn::Set(d, task.risk->lses[h]));
-        const V square = Exp(d, hn::Min(hn::Add(log_share, log_share), most));
+        const float apart = kLog2E * (task.offsets[h] - task.risk->lses[h]);
+        const V log_share = hn::Add(score, hn::Set(d, apart));
+        const V square = EstimateExp2(d, hn::Min(hn::Add(log_share, log_share), most));
         const V inverse = hn::Set(d, task.risk->inverse_squares[h]);
         const V risk = hn::Min(hn::Mul(square, hn::Mul(hn::Load(d, tile.variances + t), inverse)),
                                hn::Set(d, std::numeric_limits<float>::max()));
         hn::Store(hn::Max(hn::Load(d, risks + t), risk), d, risks + t);
       }
     }
-    StoreTile(logits, tile.count, task.logits + h * task.stride + at);
+    if (to == masses) std::copy_n(masses, tile.count, row);
+    if (task.logits != nullptr) StoreTile(logits, tile.count, task.logits + h * task.stride + at);
   }
   if (task.shares != nullptr) StoreTile(shares, tile.count, task.shares + at);
   if (task.risk != nullptr) StoreTile(risks, tile.count, task.risks + at);
@@ -351,7 +374,10 @@ void FinishTile(const ScoreTokensTask& task, const Query* queries, int first_que
 
 void ScoreTokensOf(const ScoreTokensTask& task) {
   const ClusterIndex& index = *task.index;
-  if (task.num_clusters == 0) return;
+  if (task.num_clusters == 0) {
+    std::fill_n(task.offsets, task.num_queries, 0.0f);
+    return;
+  }
   Tile tile(index);
   // Grow to the largest index and queries that the thread has seen.
   thread_local LoadedQueries loaded;
@@ -361,7 +387,8 @@ void ScoreTokensOf(const ScoreTokensTask& task) {
     const int num_queries = std::min(kQueries, task.num_queries - first);
     const Query* queries = loaded.Load(task, first, num_queries);
     for (int q = 0; q < num_queries; ++q) {
-      queries[q].CentroidLogits(task, first + q, of_clusters.data() + q * index.num_clusters);
+      task.offsets[first + q] =
+          queries[q].CentroidLogits(task, first + q, of_clusters.data() + q * index.num_clusters);
     }
     int64_t at = 0;
     const auto flush = [&]() HWY_ATTR {

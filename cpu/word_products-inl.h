@@ -70,11 +70,11 @@ HWY_AFTER_NAMESPACE();
 HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512vnni")
 namespace wavekv::cpu::HWY_NAMESPACE {
 
-// The same by the instruction that multiplies words and adds their products to a sum, which
-// Highway does not use here: one instead of two.
+// The same by an instruction of AVX512_VNNI that multiplies words and adds their products to a sum.
+// Highway, which does not know of it here, takes two.
 template <int kVectors>
-void MultiplyAddWords(const int16_t* const* rows, const int32_t* b, int num_words,
-                      int32_t (*sums)[kWordColumns]) {
+void MultiplyWordsVnni(const int16_t* const* rows, const int32_t* b, int num_words,
+                       int32_t (*sums)[kWordColumns]) {
   __m512i acc[kBlockRows][kVectors];
   HWY_UNROLL(6)
   for (int r = 0; r < kBlockRows; ++r) {

@@ -28,7 +28,8 @@ struct Given {
   const float* query;
   const float* masses;  // logs, per cluster
   const std::vector<Zone>& zones;
-  const float* logits;  // per token of the sketch zone
+  const float* token_masses;  // per token of the sketch zone, relative to e^token_offset
+  float token_offset;
   const std::vector<uint8_t>& chosen;
   MassEstimate mass;
 };
@@ -57,7 +58,9 @@ class NaiveEstimate {
 
  private:
   double Mass(int64_t cluster) const { return std::exp(given_.masses[cluster] - offset_); }
-  double TokenMass(int64_t token) const { return std::exp(given_.logits[token] - offset_); }
+  double TokenMass(int64_t token) const {
+    return std::exp(given_.token_offset - offset_) * given_.token_masses[token];
+  }
 
   void FindOffset() {
     double max = -kInfinity;
@@ -68,7 +71,10 @@ class NaiveEstimate {
         max = std::max<double>(max, given_.masses[i]);
       } else if (zone == Zone::kSketch) {
         for (int64_t t = 0; t < index_.cluster_size(i); ++t, ++token) {
-          if (given_.chosen[token] == 0) max = std::max<double>(max, given_.logits[token]);
+          const double mass = given_.token_masses[token];
+          if (given_.chosen[token] == 0 && mass > 0.0) {
+            max = std::max(max, given_.token_offset + std::log(mass));
+          }
         }
       }
     }
@@ -242,14 +248,18 @@ class EstimateClustersTest : public BackendFixture {
     });
   }
 
-  // Logits of the sketch zone's tokens, and which of them were chosen.
+  // Masses of the sketch zone's tokens, and which of them were chosen.
   void DrawTokens(Random& random, const RandomIndex& index, const std::vector<Zone>& zones,
                   int num_queries, float deviation) {
     num_tokens_ = 0;
     for (size_t i = 0; i < zones.size(); ++i) {
       if (zones[i] == Zone::kSketch) num_tokens_ += index.index().cluster_size(i);
     }
-    logits_ = random.Gaussians(num_queries * num_tokens_, deviation);
+    token_offsets_ = random.Gaussians(num_queries, deviation);
+    token_masses_.clear();
+    for (const float log : random.Gaussians(num_queries * num_tokens_, deviation)) {
+      token_masses_.push_back(std::exp(log));
+    }
     chosen_.clear();
     // Some clusters are chosen whole, most tokens are not.
     const auto percent = static_cast<int>(random.Integer(0, 1) * 80 + 10);
@@ -271,6 +281,7 @@ class EstimateClustersTest : public BackendFixture {
     std::vector<float> output = Poison(num_queries * dim_v), lse = Poison(num_queries),
                        missing = Poison(num_queries), variance = Poison(num_queries);
     const std::vector<const std::byte*> values = ChosenValues(index.index(), zones);
+    token_offsets_.resize(num_queries);
     const EstimateClustersTask task = {.queries = with_errors ? queries.data() : nullptr,
                                        .num_queries = num_queries,
                                        .index = &index.index(),
@@ -278,7 +289,8 @@ class EstimateClustersTest : public BackendFixture {
                                        .log_masses_stride = stride,
                                        .mass = mass,
                                        .zones = zones.data(),
-                                       .token_logits = logits_.data(),
+                                       .token_masses = token_masses_.data(),
+                                       .token_offsets = token_offsets_.data(),
                                        .token_stride = num_tokens_,
                                        .chosen = chosen_.data(),
                                        .chosen_values = values.data(),
@@ -288,8 +300,9 @@ class EstimateClustersTest : public BackendFixture {
                                        .value_variance = with_errors ? variance.data() : nullptr};
     ASSERT_TRUE(backend().EstimateClusters({&task, 1}).ok());
     for (int h = 0; h < num_queries; ++h) {
-      const NaiveEstimate naive(index, {&queries[h * dim_k], &masses[h * stride], zones,
-                                        logits_.data() + h * num_tokens_, chosen_, mass});
+      const NaiveEstimate naive(
+          index, {&queries[h * dim_k], &masses[h * stride], zones,
+                  token_masses_.data() + h * num_tokens_, token_offsets_[h], chosen_, mass});
       const Estimate& expected = naive.estimate();
       if (std::isinf(expected.lse)) {
         EXPECT_EQ(lse[h], -kInfinity);
@@ -327,7 +340,8 @@ class EstimateClustersTest : public BackendFixture {
   }
 
   int64_t num_tokens_ = 0;
-  std::vector<float> logits_;
+  std::vector<float> token_masses_;
+  std::vector<float> token_offsets_;
   std::vector<uint8_t> chosen_;
 };
 
@@ -395,8 +409,33 @@ TEST_F(EstimateClustersTest, WhatIsReadMayBeFarHeavierThanTheRest) {
   DrawTokens(random, index, zones, 1, 1.0f);
   chosen_.assign(num_tokens_, 0);
   chosen_[0] = 1;
-  logits_[0] = 300.0f;
+  token_masses_[0] = std::exp(40.0f);
   ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
+}
+
+TEST_F(EstimateClustersTest, WithoutTokensAllMassesMayBeTiny) {
+  Random random(79);
+  WAVEKV_TRACE_SEED(random);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
+  const std::vector<float> queries = random.Gaussians(64);
+  std::vector<float> masses = random.Gaussians(20);
+  for (float& mass : masses) mass -= 300.0f;
+  const std::vector<Zone> zones(20, Zone::kRemainder);
+  ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
+}
+
+TEST_F(EstimateClustersTest, TokensAndClustersMayBeFarApart) {
+  Random random(80);
+  WAVEKV_TRACE_SEED(random);
+  const RandomIndex index(random, {64, 40, DType::kBFloat16}, StatisticsFormat::kFloat32, 20);
+  const std::vector<float> queries = random.Gaussians(64), masses = random.Gaussians(20);
+  std::vector<Zone> zones(20, Zone::kRemainder);
+  zones[4] = zones[5] = Zone::kSketch;
+  for (const float offset : {-200.0f, -30.0f, 30.0f, 200.0f}) {
+    DrawTokens(random, index, zones, 1, 1.0f);
+    token_offsets_[0] = offset;
+    ForEachTarget([&] { Check(index, queries, masses, 20, zones, 1, true); });
+  }
 }
 
 TEST_F(EstimateClustersTest, IgnoredMassesMayBeOfAnyMagnitude) {

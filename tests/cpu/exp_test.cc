@@ -25,6 +25,13 @@ void ExpAll(std::vector<float>& x) {
   }
 }
 
+void EstimateExp2All(std::vector<float>& x) {
+  const hn::ScalableTag<float> d;
+  for (size_t i = 0; i < x.size(); i += hn::Lanes(d)) {
+    hn::StoreU(EstimateExp2(d, hn::LoadU(d, &x[i])), d, &x[i]);
+  }
+}
+
 void ExpMinusOneAll(std::vector<float>& x) {
   const hn::ScalableTag<float> d;
   for (size_t i = 0; i < x.size(); i += hn::Lanes(d)) {
@@ -44,6 +51,7 @@ namespace wavekv::cpu {
 namespace {
 
 HWY_EXPORT(ExpAll);
+HWY_EXPORT(EstimateExp2All);
 HWY_EXPORT(ExpMinusOneAll);
 
 // A million numbers from `low` to `high`, evenly.
@@ -95,6 +103,23 @@ TEST(ExpTest, OfZeroIsOne) {
     std::vector<float> x(16, 0.0f);
     HWY_DYNAMIC_DISPATCH(ExpAll)(x);
     EXPECT_EQ(x, std::vector<float>(16, 1.0f));
+  });
+}
+
+TEST(ExpTest, EstimatedPowerOfTwoIsAsNearAsStated) {
+  testing::ForEachTarget([] {
+    for (auto [low, high] : {std::pair{-125.9, 0.0}, {-1.0, 1.0}, {-1e-3, 1e-3}, {0.0, 126.9}}) {
+      const std::vector<float> x = Range(low, high);
+      std::vector<float> y = x;
+      HWY_DYNAMIC_DISPATCH(EstimateExp2All)(y);
+      EXPECT_LT(WorstError(x, y, [](double v) { return std::exp2(v); }), 3e-6) << low;
+    }
+    const float infinity = std::numeric_limits<float>::infinity();
+    std::vector<float> x = {-infinity, -3e38f,  -1e30f,  -1e10f,  -1e6f,   -1e4f,
+                            -1000.0f,  -500.0f, -200.0f, -160.0f, -150.0f, -149.0f,
+                            -140.0f,   -130.0f, -127.0f, -126.1f};
+    HWY_DYNAMIC_DISPATCH(EstimateExp2All)(x);
+    EXPECT_EQ(x, std::vector<float>(16, 0.0f));
   });
 }
 

@@ -53,6 +53,8 @@ class ScoreTokensTest : public BackendFixture {
     const TokenRisk risk = {lses.data(), inverse_squares.data()};
     ForEachTarget([&] {
       std::vector<float> logits = Poison(num_queries * stride);
+      std::vector<float> masses = Poison(num_queries * stride);
+      std::vector<float> offsets = Poison(num_queries);
       std::vector<float> shares = Poison(stride), risks = Poison(stride);
       std::vector<double> want_shares(num_tokens), want_risks(num_tokens);
       const ScoreTokensTask task = {.queries = queries.data(),
@@ -63,6 +65,8 @@ class ScoreTokensTest : public BackendFixture {
                                     .mass = mass,
                                     .clusters = clusters.data(),
                                     .num_clusters = static_cast<int64_t>(clusters.size()),
+                                    .masses = masses.data(),
+                                    .offsets = offsets.data(),
                                     .logits = logits.data(),
                                     .stride = stride,
                                     .log_totals = totals.data(),
@@ -75,13 +79,18 @@ class ScoreTokensTest : public BackendFixture {
         double squared = 0.0;
         for (int d = 0; d < dim; ++d) squared += static_cast<double>(query[d]) * query[d];
         const double step = Step(query, dim);
+        const auto centroid_logit = [&](uint32_t cluster) {
+          const double bound = log_masses[h * 45 + cluster] - std::log(index.cluster_size(cluster));
+          if (mass == MassEstimate::kLowerBound) return bound;
+          return bound -
+                 std::min<double>(squared / dim * index.key_spreads[cluster] / 2, kLogMassGainMax);
+        };
+        double greatest = centroid_logit(0);
+        for (uint32_t i = 1; i < 40; ++i) greatest = std::max(greatest, centroid_logit(i));
+        ASSERT_NEAR(offsets[h], greatest, 1e-5);
         int64_t at = h * stride;
         for (const uint32_t cluster : clusters) {
-          double centroid = log_masses[h * 45 + cluster] - std::log(index.cluster_size(cluster));
-          if (mass == MassEstimate::kSecondOrder) {
-            centroid -=
-                std::min<double>(squared / dim * index.key_spreads[cluster] / 2, kLogMassGainMax);
-          }
+          const double centroid = centroid_logit(cluster);
           for (int64_t t = index.offsets[cluster]; t < index.offsets[cluster + 1]; ++t, ++at) {
             double product = 0.0, magnitude = 0.0;
             for (int d = 0; d < dim; ++d) {
@@ -95,6 +104,9 @@ class ScoreTokensTest : public BackendFixture {
             const double tolerance =
                 1e-5 * (factor * magnitude + 20) + factor * step * (1 << code_bits) * 0.51;
             ASSERT_NEAR(logits[at], centroid + factor * product, tolerance) << h << " " << t;
+            const double token_mass =
+                std::exp(std::min(centroid + factor * product - greatest, 40.0));
+            ASSERT_NEAR(masses[at], token_mass, (1e-5 + 2 * tolerance) * token_mass + 1e-37);
             const double score = logits[at] + CodeNoise(code_bits) * std::sqrt(squared) * factor;
             const int64_t token = at - h * stride;
             if (!std::isinf(totals[h])) {
@@ -106,7 +118,9 @@ class ScoreTokensTest : public BackendFixture {
                 want_risks[token], variance * std::exp(std::min(2.0 * (score - lses[h]), 80.0)));
           }
         }
-        for (; at < (h + 1) * stride; ++at) ASSERT_TRUE(std::isnan(logits[at]));
+        for (; at < (h + 1) * stride; ++at) {
+          ASSERT_TRUE(std::isnan(logits[at]) && std::isnan(masses[at]));
+        }
       }
       for (int64_t t = 0; t < num_tokens; ++t) {
         ASSERT_NEAR(shares[t], want_shares[t], 1e-4 * want_shares[t] + 1e-37) << t;
@@ -145,9 +159,10 @@ TEST_F(ScoreTokensTest, EveryInstructionSetGivesTheSameNumbers) {
   std::vector<uint32_t> clusters(30);
   for (uint32_t i = 0; i < 30; ++i) clusters[i] = i;
   const int64_t num_tokens = index.index().num_tokens;
-  std::vector<float> first;
+  std::vector<float> first, first_masses;
   ForEachTarget([&] {
-    std::vector<float> logits = Poison(num_tokens);
+    std::vector<float> logits = Poison(num_tokens), token_masses = Poison(num_tokens);
+    float offset;
     const ScoreTokensTask task = {.queries = query.data(),
                                   .num_queries = 1,
                                   .index = &index.index(),
@@ -155,11 +170,19 @@ TEST_F(ScoreTokensTest, EveryInstructionSetGivesTheSameNumbers) {
                                   .log_masses_stride = 30,
                                   .clusters = clusters.data(),
                                   .num_clusters = 30,
+                                  .masses = token_masses.data(),
+                                  .offsets = &offset,
                                   .logits = logits.data(),
                                   .stride = num_tokens};
     ASSERT_TRUE(backend().ScoreTokens({&task, 1}).ok());
-    if (first.empty()) first = logits;
-    for (int64_t t = 0; t < num_tokens; ++t) ASSERT_NEAR(logits[t], first[t], 1e-4);
+    if (first.empty()) {
+      first = logits;
+      first_masses = token_masses;
+    }
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      ASSERT_NEAR(logits[t], first[t], 1e-4);
+      ASSERT_NEAR(token_masses[t], first_masses[t], 1e-4 * first_masses[t]);
+    }
   });
 }
 

@@ -31,6 +31,9 @@ struct Given {
   int64_t num_tokens = 0;
   int64_t token_stride = 0;
   std::vector<float> logits;
+  // The same, as the CPU takes them.
+  std::vector<float> token_masses;
+  std::vector<float> token_offsets;
   std::vector<uint8_t> chosen;
   bool with_errors = true;
   bool with_counts = true;
@@ -89,7 +92,24 @@ class EstimateClustersOnGpu : public GpuFixture {
         if (random.Integer(0, 99) < c.percent_nothing) log = -kInfinity;
       }
     }
+    ComputeMasses(random, given);
     return given;
+  }
+
+  // Relative to offsets that may be far from the greatest.
+  static void ComputeMasses(Random& random, Given& given) {
+    for (int h = 0; h < given.num_queries; ++h) {
+      const float* const logits = given.logits.data() + h * given.token_stride;
+      float offset = -kInfinity;
+      for (int64_t t = 0; t < given.num_tokens; ++t) {
+        if (given.chosen[t] == 0) offset = std::max(offset, logits[t]);
+      }
+      offset = std::isinf(offset) ? 0.0f : offset + static_cast<float>(random.Integer(-20, 20));
+      given.token_offsets.push_back(offset);
+      for (int64_t t = 0; t < given.token_stride; ++t) {
+        given.token_masses.push_back(std::exp(std::min(logits[t] - offset, 40.0f)));
+      }
+    }
   }
 
   static void DrawTokens(Random& random, const Case& c, Given& given) {
@@ -98,7 +118,9 @@ class EstimateClustersOnGpu : public GpuFixture {
       if (given.zones[i] == Zone::kSketch) given.num_tokens += given.statistics().cluster_size(i);
     }
     given.token_stride = given.num_tokens + random.Integer(0, 5);
-    given.logits = random.Gaussians(given.num_queries * given.token_stride, c.deviation);
+    // What is less than the greatest by e^87 counts on one of the two.
+    given.logits =
+        random.Gaussians(given.num_queries * given.token_stride, std::min(c.deviation, 10.0f));
     given.chosen.clear();
     for (int64_t t = 0; t < given.num_tokens; ++t) {
       given.chosen.push_back(random.Integer(0, 99) < c.percent_chosen);
@@ -136,7 +158,8 @@ class EstimateClustersOnGpu : public GpuFixture {
         .log_masses_stride = given.log_masses_stride,
         .mass = given.mass,
         .zones = given.zones.data(),
-        .token_logits = tokens ? given.logits.data() : nullptr,
+        .token_masses = tokens ? given.token_masses.data() : nullptr,
+        .token_offsets = tokens ? given.token_offsets.data() : nullptr,
         .token_stride = given.token_stride,
         .chosen = given.chosen.data(),
         .chosen_values = values.data(),

@@ -125,10 +125,13 @@ class ScoreTokensOnGpu : public GpuFixture {
       const std::vector<float> got_logits = Download(task.logits, size);
       const std::vector<float> got_scores = Download(task.rank_scores, size);
       std::vector<float> logits(size, std::nanf(""));
+      std::vector<float> masses(size), offsets(task.num_queries);
       task.queries = of.queries.data();
       task.index = &of.index.index();
       task.log_masses = of.log_masses.data();
       task.clusters = of.clusters.data();
+      task.masses = masses.data();
+      task.offsets = offsets.data();
       task.logits = logits.data();
       task.rank_scores = nullptr;
       Expect(cpu().ScoreTokens({&task, 1}));
